@@ -1,0 +1,251 @@
+"""The demonstration behind `make demo`: one I-JEPA trained the published eager way and the accelerated way.
+
+Both start from the same weights and see the same real frames and masks. Their losses must agree step by step
+within the budget of `measure/agreement.py`; one table and one self-contained HTML page say what was gained.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from jepa_fast import models
+from jepa_fast.bench import suites
+from jepa_fast.bench.baselines.ijepa import EagerIJEPAStep
+from jepa_fast.bench.measure import Comparison, Row, fingerprint, peak_memory, run_case
+from jepa_fast.bench.measure.agreement import agreement
+from jepa_fast.bench.measure.training import Batch, Contestant, Hyperparameters, train_side_by_side
+from jepa_fast.bench.report.demo_page import DemoResults, Pictures, Training, demo_page
+from jepa_fast.bench.report.terminal import make_console, tables
+from jepa_fast.data import EpochBatches, normalize, open_folder, sample_clips_folder
+from jepa_fast.masks import MultiBlockMasks
+from jepa_fast.models import IJEPA
+from jepa_fast.training import schedules
+from jepa_fast.training.config import PUBLISHED_WARMUP
+from jepa_fast.training.loop import TrainingStep
+from jepa_fast.training.setup import choose_device
+from jepa_fast.training.step import IJEPAStep
+
+SEED = 0
+WARM_UP_STEPS = 2  # left out of the times: the first steps allocate the optimizer's state
+SHOWN_FRAMES = 6
+FEATURE_BATCHES = 8  # whose mean feature at each position is taken away
+OP_SUITES = ("ema", "latent_loss", "host_cost")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train I-JEPA on real frames, the published eager way and the accelerated way, and compare.
+
+    Exit code: 0 if the loss curves agree within the numerics budget, 1 if they do not, 2 for bad usage.
+    """
+
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("report.html")
+    """The report: one HTML file with nothing to load."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Images and videos to train on. Default: four sample clips that come from PyPI."""
+    steps: int | None = None
+    """Training steps. Default: 40 on the CPU, 100 on a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where it is there."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a device can do in a few minutes. op_budget_s: seconds for each comparison of an op."""
+
+    model: str
+    image_size: int
+    batch_size: int
+    steps: int
+    op_budget_s: float = 3.0
+
+
+SIZES = {
+    "cpu": Size("ijepa_vitt8", image_size=96, batch_size=8, steps=40),
+    "cuda": Size("ijepa_vitb16", image_size=224, batch_size=64, steps=100),
+}
+
+
+def run(config: Demo, console: Console) -> int:
+    """0 if the curves agree, 1 if not. Raises ValueError or FileNotFoundError for bad input."""
+    device = choose_device(config.device)
+    size = SIZES[device.type]
+    steps = size.steps if config.steps is None else config.steps
+    if steps < WARM_UP_STEPS + 2:
+        raise ValueError(f"--steps: expected at least {WARM_UP_STEPS + 2}, got {steps}")
+    if not config.output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--output: {config.output.parent} is not a folder")
+
+    torch.manual_seed(SEED)
+    model = models.create(size.model, image_size=size.image_size).to(device)
+    folder = config.data or sample_clips_folder()
+    frames, batches = _load(model, folder, size.batch_size, steps, device)
+    trainings, teacher = _train(model, batches, size, device, console)
+    rows = _time_ops(device, size.op_budget_s, console)
+    pictures = _pictures(teacher, frames, batches, model.config.patch_size)
+
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    setting = (
+        f"An I-JEPA of {millions:.1f} million parameters ({size.model}, {size.image_size} pixels) was "
+        f"trained for {steps} steps of {size.batch_size} video frames."
+    )
+    results = DemoResults(setting, trainings, rows, pictures, fingerprint())
+    for table in tables([*(training.row for training in trainings), *rows]):
+        console.print(table)
+    config.output.write_text(demo_page(results), encoding="utf-8")
+    for training in trainings:
+        console.print(_agreement_line(training), highlight=False)
+    console.print(f"report: {config.output}", highlight=False, soft_wrap=True)
+    return 0 if results.agrees else 1
+
+
+def _load(
+    model: IJEPA, folder: Path, batch_size: int, steps: int, device: torch.device
+) -> tuple[list[Tensor], list[Batch]]:
+    """Frames as they were cropped, uint8 on the CPU, and the batches of every step."""
+    image_size, patch_size = model.config.image_size, model.config.patch_size
+    dataset = open_folder(folder, image_size=image_size, seed=SEED)
+    masks = MultiBlockMasks(image_size // patch_size)
+    order = EpochBatches(len(dataset), batch_size, seed=SEED, stop=steps)
+    frames = [torch.stack([dataset[key] for key in keys]) for keys in order]
+    batches = [
+        Batch(normalize(pixels), masks.sample(batch_size, step)).to(device)
+        for step, pixels in enumerate(frames)
+    ]
+    return frames, batches
+
+
+def _train(
+    model: IJEPA, batches: Sequence[Batch], size: Size, device: torch.device, console: Console
+) -> tuple[list[Training], torch.nn.Module]:
+    """Both precisions, and the teacher that the accelerated float32 training ends with."""
+    trainings: list[Training] = []
+    teachers = []
+    for precision in ("float32", "bfloat16"):
+        eager, ours = (
+            make(copy.deepcopy(model), precision=precision) for make in (EagerIJEPAStep, IJEPAStep)
+        )
+        # The eager program a second time: its times are the noise floor, its float32 losses the yardstick.
+        again = EagerIJEPAStep(copy.deepcopy(model), precision=precision)
+        contestants = {
+            "eager": Contestant(eager),
+            "ours": Contestant(ours),
+            "reversed": Contestant(again, reverse=True),
+        }
+        with _progress(console, f"training, {precision}", len(batches)) as done:
+            curves = train_side_by_side(
+                contestants, batches, partial(_hyperparameters, len(batches)), done=done
+            )
+        if precision == "float32":
+            reference, peer = curves["eager"].losses, curves["reversed"].losses
+        else:
+            reference, peer = trainings[0].eager.losses, curves["eager"].losses
+        found = agreement(curves["ours"].losses, peer, reference)
+        seconds = {name: curve.seconds[WARM_UP_STEPS:] for name, curve in curves.items()}
+        twins = seconds["eager"], seconds["reversed"]
+        one_more = partial(_call_step, batches[0], _hyperparameters(len(batches), len(batches) - 1))
+        row = Row(
+            suite="demo",
+            op="training step",
+            shape=f"{size.model} {size.image_size} px B={size.batch_size}",
+            dtype=precision,
+            device=str(device),
+            implementation="jepa_fast",
+            baseline="published eager",
+            error_ratio=found.ratio,
+            peak_bytes=peak_memory(partial(one_more, ours), device),
+            baseline_peak_bytes=peak_memory(partial(one_more, eager), device),
+        ).with_times(Comparison.of(seconds["ours"], seconds["eager"], twins))
+        trainings.append(Training(precision, curves["eager"], curves["ours"], found, row))
+        teachers.append(ours.teacher)
+    return trainings, teachers[0]
+
+
+def _call_step(batch: Batch, values: Hyperparameters, step: TrainingStep) -> None:
+    step.step(*batch, **values._asdict())
+
+
+def _hyperparameters(steps: int, step: int) -> Hyperparameters:
+    """The published schedules over this short run."""
+    return Hyperparameters(
+        schedules.learning_rate(step, total_steps=steps, warmup_steps=round(PUBLISHED_WARMUP * steps)),
+        schedules.weight_decay(step, total_steps=steps),
+        schedules.momentum(step, total_steps=steps),
+    )
+
+
+def _time_ops(device: torch.device, budget_s: float, console: Console) -> list[Row]:
+    cases = [(name, case) for name in OP_SUITES for case in suites.load(name).cases() if case.quick]
+    rows = []
+    with _progress(console, "timing the ops", len(cases)) as done:
+        for suite, case in cases:
+            rows += run_case(case, suite=suite, device=device, budget_s=budget_s)
+            done()
+    return rows
+
+
+@torch.no_grad()
+def _pictures(
+    teacher: torch.nn.Module, frames: Sequence[Tensor], batches: Sequence[Batch], patch_size: int
+) -> Pictures:
+    """The first frames of the training with their masks, and the teacher's view of all frames of some
+    batches."""
+    first = batches[0]
+    batch_size = len(first.pixels)
+    shown = min(SHOWN_FRAMES, batch_size)
+    blocks = first.masks.target.cpu().unflatten(0, (-1, batch_size))  # [masks, B, K]
+    return Pictures(
+        frames=frames[0][:shown],
+        contexts=list(first.masks.context.cpu()[:shown]),
+        targets=[list(blocks[:, sample]) for sample in range(shown)],
+        features=torch.cat([teacher(batch.pixels).float().cpu() for batch in batches[:FEATURE_BATCHES]]),
+        patch_size=patch_size,
+    )
+
+
+def _agreement_line(training: Training) -> str:
+    found = training.agreement
+    if found.first_disagreement is None:
+        return (
+            f"{training.precision}: the losses agree at all {len(found.ours)} steps; largest relative "
+            f"difference {max(found.ours):.1e}, budget at the end {found.budget[-1]:.1e}"
+        )
+    step = found.first_disagreement
+    return (
+        f"[red]{training.precision}: the losses disagree from step {step + 1} on: relative difference "
+        f"{found.ours[step]:.1e}, budget {found.budget[step]:.1e}[/red]"
+    )
+
+
+@contextmanager
+def _progress(console: Console, description: str, total: int) -> Iterator[Callable[[], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total)
+        yield partial(progress.advance, task)
+
+
+def main() -> None:
+    """Read the command line, run, exit with the code; bad input is one line."""
+    config = tyro.cli(Demo, prog="python -m jepa_fast.bench.demo")
+    try:
+        code = run(config, make_console())
+    except (ValueError, OSError) as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A whole I-JEPA training step against the published eager one, over masks that change from step to step."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from jepa_fast import models
+from jepa_fast.bench.baselines.ijepa import EagerIJEPAStep
+from jepa_fast.bench.measure import Case, ErrorCheck, Trial
+from jepa_fast.bench.measure.agreement import agreement
+from jepa_fast.bench.measure.training import Batch, Contestant, Hyperparameters, train_side_by_side
+from jepa_fast.masks import MultiBlockMasks
+from jepa_fast.models import IJEPA
+from jepa_fast.training.loop import TrainingStep
+from jepa_fast.training.step import IJEPAStep, Precision
+
+MODEL = "ijepa_vits8_128"
+BATCH_SIZE = 16
+BATCHES = 4  # each with masks of its own, whose sizes decide the cost of a step
+RATES = Hyperparameters(lr=2e-4, weight_decay=0.04, momentum=0.996)  # at the start of I-JEPA's schedules
+
+
+def cases() -> Iterator[Case]:
+    for precision in ("bfloat16", "float32"):
+        build = partial(_build, precision)
+        yield Case(
+            "training step", f"{MODEL} B={BATCH_SIZE}", precision, build, quick=precision == "bfloat16"
+        )
+
+
+def _build(precision: Precision, device: torch.device) -> Trial:
+    torch.manual_seed(0)
+    model = models.create(MODEL)
+    side, patch = model.config.image_size, model.config.patch_size
+    masks = MultiBlockMasks(side // patch)
+    batches = [
+        Batch(torch.randn(BATCH_SIZE, 3, side, side), masks.sample(BATCH_SIZE, step)).to(device)
+        for step in range(BATCHES)
+    ]
+    model.to(device)
+    ours = IJEPAStep(copy.deepcopy(model), precision=precision)
+    eager = EagerIJEPAStep(model, precision=precision)
+    return Trial(
+        ours=partial(_take, ours),
+        check=partial(_check, ours, eager, model, batches),
+        implementation="jepa_fast",
+        baselines={"I-JEPA eager": partial(_take, eager)},
+        inputs=[(batch,) for batch in batches],
+    )
+
+
+def _take(step: TrainingStep, batch: Batch) -> None:
+    step.step(*batch, **RATES._asdict())
+
+
+def _check(ours: IJEPAStep, eager: EagerIJEPAStep, model: IJEPA, batches: list[Batch]) -> ErrorCheck:
+    """The losses of the first steps, held to the budget of `measure/agreement.py`."""
+    in_float32 = ours.precision == "float32"
+    third = EagerIJEPAStep(model, precision="float32")
+    curves = train_side_by_side(
+        {
+            "ours": Contestant(ours),
+            "eager": Contestant(eager),
+            "third": Contestant(third, reverse=in_float32),
+        },
+        batches,
+        lambda step: RATES,
+    )
+    losses = {name: curve.losses for name, curve in curves.items()}
+    peer, reference = ("third", "eager") if in_float32 else ("eager", "third")
+    return agreement(losses["ours"], losses[peer], losses[reference]).check

@@ -1,0 +1,1 @@
+"""The command line: `jepa-fast train | bench | codegen | doctor`."""

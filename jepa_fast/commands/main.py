@@ -1,0 +1,114 @@
+"""The entry point `jepa-fast`: reads the command line, runs one command, turns errors into one line."""
+
+import functools
+import importlib.metadata
+import inspect
+import operator
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from jepa_fast.commands import bench, codegen, doctor, train
+from jepa_fast.commands.errors import UsageError
+
+DESCRIPTION = """Accelerated training of joint-embedding predictive architectures (JEPA).
+
+`jepa-fast COMMAND --help` explains a command, `jepa-fast --version` prints the version.
+With JEPA_FAST_DEBUG=1 in the environment an error shows where it comes from."""
+
+# A command is a dataclass, whose fields are its arguments, and a function from it to the exit code.
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "train": (train.Train, train.run),
+    "bench": (bench.Bench, bench.run),
+    "codegen": (codegen.Codegen, codegen.run),
+    "doctor": (doctor.Doctor, doctor.run),
+}
+
+BAD_USAGE = 2  # as tyro exits
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+CLOSED_PIPE = 141  # 128 + SIGPIPE
+
+# Library code names the argument in the message of these; any other exception is a fault of the program.
+_BAD_ARGUMENT = (
+    UsageError,
+    ValueError,
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that `argv` (default: the process's arguments) asks for and exit with its code.
+
+    Exit code: the command's own, 1 if the program fails, 2 for bad usage, 130 if interrupted.
+    """
+    try:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED_PIPE
+    except KeyboardInterrupt:
+        code = _fail("interrupted", INTERRUPTED)
+    sys.exit(code)
+
+
+def _run(argv: list[str]) -> int:
+    if argv == ["--version"]:
+        print(f"jepa-fast {importlib.metadata.version('jepa-fast')}")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        _overview(argv)
+    arguments, run = COMMANDS[argv[0]]
+    try:
+        return run(_parse(arguments, argv[1:], f"jepa-fast {argv[0]}", inspect.getdoc(arguments) or ""))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get("JEPA_FAST_DEBUG") == "1":
+            raise
+        if isinstance(error, _BAD_ARGUMENT):
+            return _fail(f"error: {_message(error)}", BAD_USAGE)
+        return _fail(f"failed: {type(error).__name__}: {_message(error)} (JEPA_FAST_DEBUG=1 shows where)", 1)
+
+
+def _overview(argv: list[str]) -> None:
+    """Show the commands, or what is wrong with the command's name, and exit."""
+    forms = []
+    for name, (arguments, _) in COMMANDS.items():
+        summary = " ".join((inspect.getdoc(arguments) or "").partition("\n\n")[0].split())
+        forms.append(Annotated[arguments, tyro.conf.subcommand(name, description=summary)])
+    _parse(functools.reduce(operator.or_, forms), argv, "jepa-fast", DESCRIPTION)
+
+
+def _parse(form: Any, argv: list[str], prog: str, description: str) -> Any:
+    # tyro joins lines that start with a letter and leaves the wrapping to the terminal, which breaks words.
+    wrap = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  "
+    )
+    wrapped = "\n".join(wrap.fill(paragraph) for paragraph in description.split("\n\n"))
+    config = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _fail(message: str, code: int) -> int:
+    """One line on stderr."""
+    print(f"jepa-fast: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,5 @@
+"""Mask samplers."""
+
+from .multiblock import Masks, MultiBlockMasks
+
+__all__ = ["Masks", "MultiBlockMasks"]

@@ -1,0 +1,78 @@
+"""The pre-norm transformer block."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .attention import Attention
+from .layers import NORM_EPS, Linear, compute_dtype, linear
+
+
+class _MLP(torch.autograd.Function):
+    """`gelu(x w1' + b1) w2' + b2`; dtypes as in `Linear`. The backward works in the memory of the saved hidden layer:
+    it is the largest tensor of a step, and without that three of its size would be alive at once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        ctx.dtype = w1.dtype
+        w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in (w1, b1, w2, b2))
+        before = linear(x, w1, b1)
+        after = torch.nn.functional.gelu(before)
+        ctx.save_for_backward(x, w1, w2, before, after)
+        return linear(after, w2, b2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        x, w1, w2, before, after = ctx.saved_tensors
+        shape = x.shape
+        x, grad, before, work = (tensor.flatten(0, -2) for tensor in (x, grad, before, after))
+        # For a product narrower than its operands are long, the wide operand is better the transposed one.
+        grad_w2 = (work.t() @ grad).t().to(ctx.dtype, memory_format=torch.contiguous_format)
+        torch.mm(grad, w2, out=work)
+        torch.ops.aten.gelu_backward.grad_input(work, before, grad_input=work)
+        grad_w1, grad_b1, grad_b2 = (t.to(ctx.dtype) for t in (work.t() @ x, work.sum(0), grad.sum(0)))
+        return (work @ w1).view(shape), grad_w1, grad_b1, grad_w2, grad_b2
+
+
+class MLP(nn.Module):
+    """Linear, exact (erf) GELU, linear: `[..., D] -> [..., D]`."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(compute_dtype(x))
+        parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        if torch.is_grad_enabled():
+            return _MLP.apply(x, *parameters)
+        w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in parameters)
+        return linear(linear(x, w1, b1, "gelu"), w2, b2)
+
+
+class Block(nn.Module):
+    """`x + attention(norm1(x))`, then `x + mlp(norm2(x))`, on a residual stream `[B, N, D]` in its own dtype."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = MLP(dim, mlp_dim)
+
+    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
+        """num_outputs: return, and compute, the last so many tokens only; None is all of them."""
+        update = self.attn(self.norm1(x), num_outputs)
+        if num_outputs is not None:
+            x = x[:, x.shape[1] - num_outputs :]
+        x = add_residual(x, update)
+        return add_residual(x, self.mlp(self.norm2(x)))
+
+
+def add_residual(x: Tensor, update: Tensor) -> Tensor:
+    """`x + update` in the dtype of `x`, formed in the memory of the cast update, or of the update itself."""
+    return update.to(x.dtype).add_(x)

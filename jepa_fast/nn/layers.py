@@ -1,0 +1,74 @@
+"""The linear layer of the model stack, and the rules that all its layers share.
+
+Parameters, residual streams and LayerNorm stay in float32. Under `torch.autocast` the matrix products run in its
+dtype: a linear layer casts its input and its parameters, and returns that dtype. A training step uses each
+weight once, so no cast is repeated.
+"""
+
+import functools
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+INIT_STD = 0.02
+NORM_EPS = 1e-6
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products on `x`: autocast's where it is on, else that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Literal["none", "gelu"] = "none") -> Tensor:
+    """`activation(x @ weight.T + bias)` for tensors of one dtype, without autograd; `gelu` is the exact one.
+
+    `F.linear` on the CPU first writes the bias to the whole output and then adds the product to it. oneDNN adds
+    the bias, and applies the activation, to each tile of the product while it is in registers; in bfloat16, where
+    the product itself is fast, a wide layer takes a quarter less time that way.
+    """
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _onednn_has_bfloat16():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+    out = F.linear(x, weight, bias)
+    return F.gelu(out) if activation == "gelu" else out
+
+
+@functools.cache
+def _onednn_has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class _Linear(torch.autograd.Function):
+    """`x [..., K]` in the compute dtype, parameters in theirs; the gradients have the same two dtypes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        grad = grad.flatten(0, -2)
+        return grad_x, (grad.t() @ x.flatten(0, -2)).to(ctx.dtype), grad.sum(0).to(ctx.dtype)
+
+
+class Linear(nn.Linear):
+    """Linear layer with bias, `[..., K] -> [..., N]`, in the compute dtype.
+
+    The weight is drawn from a normal distribution of standard deviation 0.02, the bias starts at zero.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=INIT_STD)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(x.to(compute_dtype(x)), self.weight, self.bias)

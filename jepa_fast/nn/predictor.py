@@ -1,0 +1,57 @@
+"""The predictor of I-JEPA."""
+
+import torch
+from torch import Tensor, nn
+
+from .block import Block
+from .layers import INIT_STD, NORM_EPS, Linear
+from .positional import sincos_2d
+
+MLP_RATIO = 4
+
+
+class Predictor(nn.Module):
+    """A narrow vision transformer that predicts the embeddings of target patches from those of context patches.
+
+    As published with I-JEPA (arXiv:2301.08243); the state dict has its keys. `side` is the side of the square patch
+    grid, `encoder_dim` the width of the encoder.
+    """
+
+    def __init__(self, side: int, encoder_dim: int, dim: int, depth: int, num_heads: int) -> None:
+        super().__init__()
+        self.predictor_embed = Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
+        nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
+        self.predictor_pos_embed = nn.Parameter(sincos_2d(dim, side, side)[None], requires_grad=False)
+        self.predictor_blocks = nn.ModuleList(Block(dim, num_heads, MLP_RATIO * dim) for _ in range(depth))
+        self.predictor_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.predictor_proj = Linear(dim, encoder_dim)
+
+    def forward(
+        self, context: Tensor, context_index: Tensor, target_index: Tensor, num_context: int = 1
+    ) -> Tensor:
+        """Predicts each target mask from each context mask of the same image.
+
+        Args:
+            context: `[E * B, Nc, encoder_dim]`, the encoded context of E masks for each of B images, mask-major.
+            context_index: int64 `[E * B, Nc]`, the patch of each context token.
+            target_index: int64 `[M * B, Np]`, the patches to predict, of M masks for each image, mask-major.
+            num_context: E.
+
+        Returns:
+            `[M * E * B, Np, encoder_dim]` in the compute dtype; row `(m * E + e) * B + b`.
+        """
+        position = self.predictor_pos_embed[0]
+        batch = len(context) // num_context
+        num_masks, num_targets = len(target_index) // batch, target_index.shape[1]
+
+        x = self.predictor_embed(context) + position[context_index]  # [E * B, Nc, dim]
+        targets = (self.mask_token + position[target_index]).unflatten(0, (num_masks, 1, batch))
+        targets = targets.expand(-1, num_context, -1, -1, -1).flatten(1, 2)  # [M, E * B, Np, dim]
+        x = torch.cat([x.expand(num_masks, -1, -1, -1), targets], dim=2).flatten(0, 1)
+
+        *blocks, last = self.predictor_blocks
+        for block in blocks:
+            x = block(x)
+        x = last(x, num_targets)  # what the last block makes of the context tokens is not read
+        return self.predictor_proj(self.predictor_norm(x))

@@ -1,0 +1,1 @@
+"""Training: the step, the schedules, the loop and its checkpoints."""

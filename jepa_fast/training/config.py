@@ -1,0 +1,102 @@
+"""What a training run is asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+# The published ImageNet-1k run: 40 of its 300 epochs are warm-up (arXiv 2301.08243, appendix A.1).
+PUBLISHED_WARMUP = 40 / 300
+
+_LEAST = {
+    "image_size": 1, "frame_stride": 1, "frame_memory": 0, "batch_size": 1, "steps": 1, "epochs": 1,
+    "warmup_steps": 0, "workers": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+}  # fmt: skip
+_CHOICES = {
+    "precision": ("auto", "float32", "bfloat16"),
+    "device": ("auto", "cpu", "cuda"),
+    "engine": ("fast", "eager"),
+}
+
+
+def _shown_as(unit: str, default: str | None = None) -> Any:
+    """How the command line's help names the value, and its default where that depends on something."""
+    return arg(metavar=unit, help_behavior_hint=f"(default: {default})" if default else None)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """I-JEPA training. Rates and schedules default to the published ones, for a batch of 2048.
+
+    Raises ValueError, naming the field, for a value out of range.
+    """
+
+    data: Annotated[str, _shown_as("PATH")] = "sample"
+    """Folder of images or videos, a single such file, or "sample": four short clips from PyPI."""
+    model: Annotated[str, _shown_as("NAME")] = "ijepa_vits8_128"
+    """Name of the model."""
+    image_size: Annotated[int | None, _shown_as("PIXELS", "the model's own")] = None
+    """Side of the training crops."""
+    frame_stride: Annotated[int, _shown_as("FRAMES")] = 1
+    """Of every video, take one frame in so many."""
+    frame_memory: Annotated[int, _shown_as("MIB")] = 2048
+    """Memory for decoded video frames; videos beyond it are decoded at every access."""
+    batch_size: Annotated[int, _shown_as("IMAGES")] = 16
+    """Images per step."""
+    steps: Annotated[int | None, _shown_as("STEPS", "as many as the epochs have")] = None
+    """Optimisation steps in all."""
+    epochs: Annotated[int, _shown_as("EPOCHS")] = 300
+    """Passes over the data; not used when steps is given."""
+    warmup_steps: Annotated[int | None, _shown_as("STEPS", "40/300 of the steps, as published")] = None
+    """Steps in which the learning rate rises."""
+    start_lr: Annotated[float, _shown_as("RATE")] = 2e-4
+    """Learning rate that the warm-up starts from."""
+    lr: Annotated[float, _shown_as("RATE")] = 1e-3
+    """Learning rate after the warm-up."""
+    final_lr: Annotated[float, _shown_as("RATE")] = 1e-6
+    """Learning rate of the last step, reached along a cosine."""
+    weight_decay: Annotated[float, _shown_as("RATE")] = 0.04
+    """Weight decay at the start; biases and other one-dimensional parameters have none."""
+    final_weight_decay: Annotated[float, _shown_as("RATE")] = 0.4
+    """Weight decay of the last step, reached along a cosine."""
+    momentum: Annotated[float, _shown_as("SHARE")] = 0.996
+    """How much of itself the teacher keeps in the first update, 0 to 1."""
+    final_momentum: Annotated[float, _shown_as("SHARE")] = 1.0
+    """The same at the end, reached linearly."""
+    seed: Annotated[int, _shown_as("SEED")] = 0
+    """Seed of the initial weights, the order of the data, the crops and the masks."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; auto is bfloat16 on a CUDA device that has it, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto is CUDA where there is a device, else the CPU."""
+    engine: Literal["fast", "eager"] = "fast"
+    """fast: the kernels of this project; eager: the published formulation, for comparison."""
+    workers: Annotated[int | None, _shown_as("PROCESSES", "on CUDA one per core, at most 8; else 0")] = None
+    """Data loading processes; with 0 the training process loads the data itself."""
+    output: Annotated[Path | None, _shown_as("FOLDER")] = Path("runs/ijepa")
+    """Where checkpoints and metrics.jsonl go; None writes nothing."""
+    checkpoint_every: Annotated[int, _shown_as("STEPS")] = 500
+    """Steps between two checkpoints; there is always one at the end and on Ctrl-C."""
+    keep_checkpoints: Annotated[int, _shown_as("NUMBER")] = 3
+    """How many of the latest checkpoints to keep."""
+    log_every: Annotated[int, _shown_as("STEPS")] = 10
+    """Steps between two lines of the log."""
+    resume: Annotated[str | None, _shown_as("CHECKPOINT", "start anew")] = None
+    """Checkpoint to continue: a file, or "latest" for the latest in the output folder."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            self._require(name, value is None or value >= least, f"{least} or more")
+        for name in ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay"):
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "a finite number, 0 or more")
+        for name in ("momentum", "final_momentum"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
+        for name, accepted in _CHOICES.items():
+            self._require(name, getattr(self, name) in accepted, " or ".join(accepted))
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")

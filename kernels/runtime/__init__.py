@@ -1,0 +1,1 @@
+"""What every op's room stands on: implementation choice, native library, launches, code generation."""

@@ -1,0 +1,139 @@
+"""Bad configurations are refused before anything is trained, by the name of the field."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jepa_fast.training import setup
+from jepa_fast.training.config import TrainConfig
+from jepa_fast.training.loop import train
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("image_size", 0, "1 or more"),
+        ("frame_stride", 0, "1 or more"),
+        ("frame_memory", -1, "0 or more"),
+        ("batch_size", 0, "1 or more"),
+        ("steps", 0, "1 or more"),
+        ("epochs", 0, "1 or more"),
+        ("warmup_steps", -1, "0 or more"),
+        ("workers", -1, "0 or more"),
+        ("checkpoint_every", 0, "1 or more"),
+        ("keep_checkpoints", 0, "1 or more"),
+        ("log_every", 0, "1 or more"),
+        ("lr", -1e-3, "a finite number, 0 or more"),
+        ("start_lr", float("nan"), "a finite number, 0 or more"),
+        ("final_lr", float("inf"), "a finite number, 0 or more"),
+        ("weight_decay", -0.1, "a finite number, 0 or more"),
+        ("momentum", 1.5, "0 to 1"),
+        ("final_momentum", float("nan"), "0 to 1"),
+        ("seed", -1, "0 to 2**63 - 1"),
+        ("precision", "float16", "auto or float32 or bfloat16"),
+        ("device", "tpu", "auto or cpu or cuda"),
+        ("engine", "slow", "fast or eager"),
+    ],
+)
+def test_a_value_out_of_range_is_named(field: str, value: Any, expected: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        TrainConfig(**{field: value})
+    assert str(error.value) == f"{field}: expected {expected}, got {value!r}"
+
+
+def test_the_defaults_are_the_published_ones() -> None:
+    config = TrainConfig()
+    assert (config.start_lr, config.lr, config.final_lr) == (2e-4, 1e-3, 1e-6)
+    assert (config.weight_decay, config.final_weight_decay) == (0.04, 0.4)
+    assert (config.momentum, config.final_momentum) == (0.996, 1.0)
+    plan = setup.make_plan(TrainConfig(batch_size=2048), image_size=224, samples=1_281_167)
+    assert plan["steps"] == 300 * 625
+    assert plan["warmup_steps"] == 40 * 625
+
+
+def refuse(config: TrainConfig, message: str, error: type[Exception] = ValueError) -> None:
+    with pytest.raises(error, match=message):
+        train(config)
+
+
+@pytest.mark.usefixtures("small_model")
+class TestRefusals:
+    def test_unknown_model(self, config: MakeConfig) -> None:
+        refuse(config(model="resnet50"), "model: expected one of ijepa_vitt8_128, .*, got resnet50")
+
+    def test_image_sizes_that_the_model_or_the_masks_cannot_have(self, config: MakeConfig) -> None:
+        refuse(config(image_size=65), "image_size: expected a multiple of patch_size = 8, got 65")
+        refuse(config(image_size=64), "image_size: 64 is too small: target_scale: blocks of 3 x 3 patches")
+
+    def test_missing_data(self, config: MakeConfig, tmp_path: Path) -> None:
+        refuse(config(data=str(tmp_path / "gone")), "data: no such file or folder: .*gone", FileNotFoundError)
+
+    def test_more_images_in_a_batch_than_there_are(self, config: MakeConfig) -> None:
+        refuse(config(batch_size=11), "batch_size: expected at most 10, the samples in data, got 11")
+
+    def test_longer_warmup_than_training(self, config: MakeConfig) -> None:
+        refuse(config(warmup_steps=7), "warmup_steps: expected at most 6, the steps in all, got 7")
+
+    def test_eager_without_a_step_factory(self, config: MakeConfig) -> None:
+        refuse(config(engine="eager"), "engine: eager needs a step_factory")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+    def test_cuda_where_there_is_none(self, config: MakeConfig) -> None:
+        refuse(config(device="cuda"), "device: cuda was asked for, but PyTorch finds no CUDA device")
+
+    def test_an_output_folder_that_cannot_be_made(self, config: MakeConfig, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        refuse(config(output=tmp_path / "file" / "run"), "output: .*run cannot be written: Not a directory")
+
+    def test_an_output_folder_with_another_run(self, config: MakeConfig, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "step_00000006.safetensors").touch()
+        refuse(
+            config(),
+            "output: .*run already holds a run; resume its latest checkpoint, or choose another folder",
+        )
+
+    def test_a_full_disk(self, config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage("/")._replace(free=1000)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+        refuse(config(), r"output: expected \d+\.\d GB of free space for 4 more checkpoints, got 0.0 GB")
+
+
+def test_nothing_is_trained_or_left_behind_by_a_refusal(
+    config: MakeConfig, small_model: None, tmp_path: Path
+) -> None:
+    refuse(config(batch_size=11), "batch_size")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "device", "chosen"), [(None, "cpu", 0), (3, "cpu", 3), (0, "cuda", 0)])
+def test_workers(asked: int | None, device: str, chosen: int) -> None:
+    assert setup.choose_workers(asked, torch.device(device)) == chosen
+
+
+def test_workers_on_cuda_by_default() -> None:
+    assert 1 <= setup.choose_workers(None, torch.device("cuda")) <= setup.MAX_AUTO_WORKERS
+
+
+def test_precision_on_the_cpu() -> None:
+    cpu = torch.device("cpu")
+    assert [setup.choose_precision(name, cpu) for name in ("auto", "bfloat16")] == ["float32", "bfloat16"]
+
+
+def test_the_sample_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(setup, "sample_clips_folder", lambda: Path("clips"))
+    monkeypatch.setattr(setup, "open_folder", lambda path, **options: asked.append((path, options)))
+    setup.open_data(TrainConfig(frame_stride=3, frame_memory=2, seed=4), 96)
+    setup.open_data(TrainConfig(data="photos"), 96)
+    assert asked[0] == (
+        Path("clips"),
+        {"image_size": 96, "seed": 4, "frame_stride": 3, "frame_memory": 2 << 20},
+    )
+    assert asked[1][0] == "photos"
