@@ -1,10 +1,13 @@
 """The entry point `jepa-fast`: reads the command line, runs one command, turns errors into one line."""
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
+import io
 import operator
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -99,7 +102,26 @@ def _parse(form: Any, argv: list[str], prog: str, description: str) -> Any:
     )
     wrapped = "\n".join(wrap.fill(paragraph) for paragraph in description.split("\n\n"))
     config = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config)
+    except SystemExit as stop:
+        if stop.code == BAD_USAGE:
+            _fail(f"error: {_unboxed(complaint.getvalue())} ({prog} --help)", BAD_USAGE)
+        raise
+
+
+def _unboxed(complaint: str) -> str:
+    """The message inside the frame that tyro draws: its text up to the rule, or to the bottom."""
+    lines = []
+    for line in complaint.splitlines():
+        text = line.strip().strip("│").strip()
+        if text.startswith(("─", "╰")):
+            break
+        if not text.startswith("╭"):
+            lines.append(text)
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines))
 
 
 def _message(error: Exception) -> str:

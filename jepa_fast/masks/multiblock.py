@@ -13,11 +13,13 @@ from torch import Generator, Tensor
 logger = logging.getLogger(__name__)
 
 TRIES_PER_RELAXATION = 20
-SIZE_CHECKS = 1024  # draws of the block size that the constructor tries
+SIZE_CHECKS = 1024  # draws of the block sizes that the constructor tries
+
+Size = tuple[int, int]  # rows and columns of a block
 
 
 class Masks(NamedTuple):
-    """Patch indices, int64, rows in mask-major order (row = mask * batch_size + sample), ascending within a row."""
+    """Patch indices, int64; mask-major rows (row = mask * batch_size + sample), ascending within a row."""
 
     context: Tensor  # [num_context * B, Nc]
     target: Tensor  # [num_targets * B, Np]
@@ -29,16 +31,16 @@ class Masks(NamedTuple):
 class MultiBlockMasks:
     """Samples the context and target blocks of I-JEPA (arXiv:2301.08243, section 3 and appendix A).
 
-    One target block size and one context block size are drawn for a whole batch, from a generator that `step` seeds;
-    a single uniform number decides both scale and aspect ratio of a block. Each image then draws the positions of its
-    `num_targets` target blocks and `num_context` context blocks. A context block loses the patches of all targets of
-    its image; if no more than `min_keep` remain in 20 draws, one more of the targets (the last ones first) may
-    overlap it. Finally every target row is cut to the shortest of the batch, and so is every context row: the lowest
-    indices stay.
+    One target block size and one context block size are drawn for a whole batch, from a generator that `step`
+    seeds; a single uniform number decides both scale and aspect ratio of a block. Each image then draws the
+    positions of its `num_targets` target blocks and `num_context` context blocks. A context block loses the
+    patches of all targets of its image; if no more than `min_keep` remain in 20 draws, one target more, from the
+    last one on, may overlap it. At the end every target row is cut to the shortest one of the batch, and every
+    context row likewise: the lowest indices stay.
 
-    By default the sampler gives the same indices as the published one for the same seeds. That one draws positions
-    with an exclusive upper end and keeps blocks smaller than the grid, so the last row and column of patches are
-    never chosen. `fixed=True` corrects both: a block may span the grid and touch every edge.
+    By default the indices are those of the published sampler for the same seeds. That one draws positions with
+    an exclusive upper end and keeps blocks smaller than the grid, so it never chooses the last row and the last
+    column of patches. `fixed=True` corrects both: a block may span the grid and touch every edge.
 
     Args:
         grid_size: patches per side, or `(rows, columns)`.
@@ -88,7 +90,8 @@ class MultiBlockMasks:
         self.allow_overlap = allow_overlap
         self.fixed = fixed
         for draw in range(SIZE_CHECKS):
-            self._block_sizes(draw / SIZE_CHECKS, draw / SIZE_CHECKS)
+            self._target_size(draw / SIZE_CHECKS)
+            self._context_size(draw / SIZE_CHECKS)
 
     def sample(self, batch_size: int, step: int, generator: Generator | None = None) -> Masks:
         """Draws the masks of one batch.
@@ -109,27 +112,29 @@ class MultiBlockMasks:
         if step < 0:
             raise ValueError(f"step: expected at least 0, got {step}")
         size_generator = Generator().manual_seed(step)
-        uniform = [torch.rand(1, generator=size_generator).item() for _ in range(2)]
-        target_size, context_size = self._block_sizes(*uniform)
+        target_size = self._target_size(torch.rand(1, generator=size_generator).item())
+        context_size = self._context_size(torch.rand(1, generator=size_generator).item())
 
         targets: list[list[int]] = []
         contexts: list[list[int]] = []
         for _ in range(batch_size):
             targets.append([self._place(target_size, generator) for _ in range(self.num_targets)])
             avoided = [] if self.allow_overlap else targets[-1]
-            contexts.append([self._place_outside(avoided, context_size, generator) for _ in range(self.num_context)])
+            contexts.append(
+                [self._place_outside(avoided, context_size, generator) for _ in range(self.num_context)]
+            )
         return Masks(self._collate(contexts), self._collate(targets))
 
-    # A mask is a Python integer whose bit (row * columns + column) stands for that patch.
+    def _target_size(self, draw: float) -> Size:
+        return self._size("target_scale", draw, self.target_scale, self.aspect_ratio)
 
-    def _block_sizes(self, target_draw: float, context_draw: float) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) of target and context blocks for two numbers in [0, 1)."""
-        target = self._block_size("target_scale", target_draw, self.target_scale, self.aspect_ratio)
-        return target, self._block_size("context_scale", context_draw, self.context_scale, (1.0, 1.0))
+    def _context_size(self, draw: float) -> Size:
+        return self._size("context_scale", draw, self.context_scale, (1.0, 1.0))
 
-    def _block_size(
+    def _size(
         self, name: str, draw: float, scale: tuple[float, float], aspect_ratio: tuple[float, float]
-    ) -> tuple[int, int]:
+    ) -> Size:
+        """Of a block, for a number in [0, 1)."""
         area = int(self.rows * self.columns * (scale[0] + draw * (scale[1] - scale[0])))
         ratio = aspect_ratio[0] + draw * (aspect_ratio[1] - aspect_ratio[0])
         spare = 0 if self.fixed else 1
@@ -137,18 +142,20 @@ class MultiBlockMasks:
         width = min(round(math.sqrt(area / ratio)), self.columns - spare)
         if height * width <= self.min_keep:
             raise ValueError(
-                f"{name}: blocks of {height} x {width} patches on a grid of {self.rows} x {self.columns} cannot keep "
-                f"more than min_keep = {self.min_keep} patches; got {scale}"
+                f"{name}: expected blocks of more than min_keep = {self.min_keep} patches, got {scale}, which makes "
+                f"blocks of {height} x {width} on a grid of {self.rows} x {self.columns}"
             )
         return height, width
 
-    def _place(self, size: tuple[int, int], generator: Generator | None) -> int:
+    # From here on a mask is a Python integer, whose bit number row * columns + column stands for that patch.
+
+    def _place(self, size: Size, generator: Generator | None) -> int:
         height, width = size
         ends = (self.rows - height, self.columns - width)  # exclusive, as published
         top, left = (int(torch.randint(end + self.fixed, (1,), generator=generator)) for end in ends)
         return _rectangle(height, width, self.columns) << (top * self.columns + left)
 
-    def _place_outside(self, targets: list[int], size: tuple[int, int], generator: Generator | None) -> int:
+    def _place_outside(self, targets: list[int], size: Size, generator: Generator | None) -> int:
         tries = 0
         while True:  # ends: with no target left to avoid, every block keeps more than min_keep
             relaxed = tries // TRIES_PER_RELAXATION
@@ -166,7 +173,7 @@ class MultiBlockMasks:
         num_bytes = -(-self.rows * self.columns // 8)
         packed = np.frombuffer(b"".join(mask.to_bytes(num_bytes, "little") for mask in flat), np.uint8)
         bits = np.unpackbits(packed.reshape(len(flat), num_bytes), axis=1, bitorder="little")
-        length = bits.sum(axis=1).min()
+        length = int(bits.sum(axis=1).min())
         kept = bits & (bits.cumsum(axis=1) <= length)
         return torch.from_numpy(np.nonzero(kept)[1].reshape(len(flat), length))
 

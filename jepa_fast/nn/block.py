@@ -74,5 +74,5 @@ class Block(nn.Module):
 
 
 def add_residual(x: Tensor, update: Tensor) -> Tensor:
-    """`x + update` in the dtype of `x`, formed in the memory of the cast update, or of the update itself."""
-    return update.to(x.dtype).add_(x)
+    """`x + update` in the dtype of `x`. A sum of two dtypes casts to a temporary; this one is used for the result."""
+    return x + update if update.dtype == x.dtype else update.to(x.dtype).add_(x)
