@@ -8,7 +8,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -60,20 +60,25 @@ class Demo:
     """auto takes CUDA where it is there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a device can do in a few minutes. op_budget_s: seconds for each comparison of an op."""
+    """What a device can do in a few minutes.
+
+    overrides: of the model's configuration. op_budget_s: seconds for each comparison of an op.
+    """
 
     model: str
-    image_size: int
+    overrides: dict[str, int] = field(default_factory=dict)
     batch_size: int
     steps: int
     op_budget_s: float = 3.0
 
 
 SIZES = {
-    "cpu": Size("ijepa_vitt8", image_size=96, batch_size=8, steps=40),
-    "cuda": Size("ijepa_vitb16", image_size=224, batch_size=64, steps=100),
+    "cpu": Size(
+        model="ijepa_vitt8_128", overrides={"image_size": 96, "predictor_dim": 192}, batch_size=8, steps=40
+    ),
+    "cuda": Size(model="ijepa_vitb16", batch_size=64, steps=100),
 }
 
 
@@ -88,7 +93,7 @@ def run(config: Demo, console: Console) -> int:
         raise FileNotFoundError(f"--output: {config.output.parent} is not a folder")
 
     torch.manual_seed(SEED)
-    model = models.create(size.model, image_size=size.image_size).to(device)
+    model = models.create(size.model, **size.overrides).to(device)
     folder = config.data or sample_clips_folder()
     frames, batches = _load(model, folder, size.batch_size, steps, device)
     trainings, teacher = _train(model, batches, size, device, console)
@@ -97,7 +102,7 @@ def run(config: Demo, console: Console) -> int:
 
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     setting = (
-        f"An I-JEPA of {millions:.1f} million parameters ({size.model}, {size.image_size} pixels) was "
+        f"An I-JEPA of {millions:.1f} million parameters ({size.model}, {model.config.image_size} pixels) was "
         f"trained for {steps} steps of {size.batch_size} video frames."
     )
     results = DemoResults(setting, trainings, rows, pictures, fingerprint())
@@ -136,7 +141,7 @@ def _train(
         eager, ours = (
             make(copy.deepcopy(model), precision=precision) for make in (EagerIJEPAStep, IJEPAStep)
         )
-        # The eager program a second time: its times are the noise floor, its float32 losses the yardstick.
+        # The eager program a second time: its times give the noise floor, its losses the yardstick.
         again = EagerIJEPAStep(copy.deepcopy(model), precision=precision)
         contestants = {
             "eager": Contestant(eager),
@@ -147,18 +152,16 @@ def _train(
             curves = train_side_by_side(
                 contestants, batches, partial(_hyperparameters, len(batches)), done=done
             )
-        if precision == "float32":
-            reference, peer = curves["eager"].losses, curves["reversed"].losses
-        else:
-            reference, peer = trainings[0].eager.losses, curves["eager"].losses
-        found = agreement(curves["ours"].losses, peer, reference)
+        losses = {name: curve.losses for name, curve in curves.items()}
+        reference = trainings[0].eager.losses if trainings else losses["eager"]  # eager float32
+        found = agreement(losses["ours"], [losses["eager"], losses["reversed"]], reference)
         seconds = {name: curve.seconds[WARM_UP_STEPS:] for name, curve in curves.items()}
         twins = seconds["eager"], seconds["reversed"]
         one_more = partial(_call_step, batches[0], _hyperparameters(len(batches), len(batches) - 1))
         row = Row(
             suite="demo",
             op="training step",
-            shape=f"{size.model} {size.image_size} px B={size.batch_size}",
+            shape=f"{size.model} at {model.config.image_size} px, B={size.batch_size}",
             dtype=precision,
             device=str(device),
             implementation="jepa_fast",

@@ -64,14 +64,24 @@ def gather_masks(x: Tensor, masks: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.gather(1, mask.unsqueeze(-1).repeat(1, 1, x.shape[-1])) for mask in masks])
 
 
+class EagerPatchEmbed(nn.Module):
+    """A convolution over every patch."""
+
+    def __init__(self, config: IJEPAConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.proj(pixels).flatten(2).transpose(1, 2)
+
+
 class EagerEncoder(nn.Module):
-    """Embeds every patch by a convolution and then gathers the tokens that the masks keep."""
+    """Embeds every patch, and then gathers the tokens that the masks keep."""
 
     def __init__(self, config: IJEPAConfig) -> None:
         super().__init__()
         num_patches = (config.image_size // config.patch_size) ** 2
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size)
+        self.patch_embed = EagerPatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.empty(1, num_patches, config.dim), requires_grad=False)
         self.blocks = nn.ModuleList(
             EagerBlock(config.dim, config.num_heads, config.mlp_dim) for _ in range(config.depth)
@@ -79,8 +89,7 @@ class EagerEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
 
     def forward(self, pixels: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        x = self.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
-        x = x + self.pos_embed
+        x = self.patch_embed(pixels) + self.pos_embed
         if masks is not None:
             x = gather_masks(x, masks)
         for block in self.blocks:

@@ -58,7 +58,7 @@ def fingerprint() -> Machine:
         gpu_driver=_gpu_driver() if has_gpu else None,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         triton=_version("triton"),
         jepa_fast=_version("jepa-fast") or "not installed",
         git_commit=commit,

@@ -46,7 +46,7 @@ def _peak_on_cpu(call: Callable[[], object]) -> int:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """The profiler reports to file descriptor 2 when it starts, stops, and meets a block older than itself."""
+    """The profiler writes to file descriptor 2 when it starts, stops, and meets an older block."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

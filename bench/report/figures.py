@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +20,7 @@ from jepa_fast.bench.report.columns import memory
 
 OURS, EAGER, BUDGET = "#1a56db", "#9aa3b2", "#f2b8a0"
 TARGETS = ("#d9480f", "#2b8a3e", "#ae3ec9", "#e0a800")  # outlines of the target blocks
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -164,7 +165,7 @@ def principal_colors(features: Tensor) -> Tensor:
     _, _, axes = torch.linalg.svd(centred, full_matrices=False)
     components = centred @ axes[:3].T
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
-    return ((components - low) / (high - low)).clamp(0, 1).view(count, side, side, 3)
+    return ((components - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).view(count, side, side, 3)
 
 
 def _label(row: Row) -> str:

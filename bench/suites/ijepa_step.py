@@ -18,7 +18,7 @@ from jepa_fast.training.step import IJEPAStep, Precision
 
 MODEL = "ijepa_vits8_128"
 BATCH_SIZE = 16
-BATCHES = 4  # each with masks of its own, whose sizes decide the cost of a step
+BATCHES = 3  # each with masks of its own, whose sizes decide the cost of a step
 RATES = Hyperparameters(lr=2e-4, weight_decay=0.04, momentum=0.996)  # at the start of I-JEPA's schedules
 
 
@@ -57,17 +57,14 @@ def _take(step: TrainingStep, batch: Batch) -> None:
 
 def _check(ours: IJEPAStep, eager: EagerIJEPAStep, model: IJEPA, batches: list[Batch]) -> ErrorCheck:
     """The losses of the first steps, held to the budget of `measure/agreement.py`."""
-    in_float32 = ours.precision == "float32"
-    third = EagerIJEPAStep(model, precision="float32")
-    curves = train_side_by_side(
-        {
-            "ours": Contestant(ours),
-            "eager": Contestant(eager),
-            "third": Contestant(third, reverse=in_float32),
-        },
-        batches,
-        lambda step: RATES,
-    )
+    contestants = {
+        "ours": Contestant(ours),
+        "eager": Contestant(eager),
+        "reversed": Contestant(EagerIJEPAStep(model, precision=ours.precision), reverse=True),
+    }
+    if ours.precision != "float32":
+        contestants["float32"] = Contestant(EagerIJEPAStep(model))
+    curves = train_side_by_side(contestants, batches, lambda step: RATES)
     losses = {name: curve.losses for name, curve in curves.items()}
-    peer, reference = ("third", "eager") if in_float32 else ("eager", "third")
-    return agreement(losses["ours"], losses[peer], losses[reference]).check
+    reference = losses.get("float32", losses["eager"])
+    return agreement(losses["ours"], [losses["eager"], losses["reversed"]], reference).check

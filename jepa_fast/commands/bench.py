@@ -59,7 +59,7 @@ def run(config: Bench) -> int:
     for name in config.suites:
         if name not in known:
             raise UsageError(f"suite: expected some of {', '.join(known)}, got {name}")
-    if config.budget is not None and config.budget <= 0:
+    if config.budget is not None and not config.budget > 0:
         raise UsageError(f"--budget: expected seconds above 0, got {config.budget:g}")
     device = choose_device(config.device)
     if config.save:

@@ -71,6 +71,8 @@ def _run(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"jepa-fast {importlib.metadata.version('jepa-fast')}")
         return 0
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith("-"):
+        return _fail(f"error: command: expected one of {', '.join(COMMANDS)}, got {argv[0]}", BAD_USAGE)
     if not argv or argv[0] not in COMMANDS:
         _overview(argv)
     arguments, run = COMMANDS[argv[0]]

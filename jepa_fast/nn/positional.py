@@ -9,9 +9,9 @@ WAVELENGTH_BASE = 10000.0
 def sincos_2d(dim: int, rows: int, columns: int) -> Tensor:
     """Fixed two-dimensional sine-cosine table, one row for each patch in row-major order.
 
-    The first half of the channels encodes the column and the second half the row. Each half is `[sin | cos]` of
-    the coordinate times the frequencies `10000 ** (-j / (dim / 4))`, `j = 0 .. dim / 4 - 1`. This is the order in
-    which I-JEPA (arXiv:2301.08243) and MAE (arXiv:2111.06377) build their tables.
+    The first half of the channels encodes the column and the second half the row. Each half is `[sin | cos]`
+    of the coordinate times the frequencies `10000 ** (-j / (dim / 4))`, `j = 0 .. dim / 4 - 1`. This is the
+    order in which I-JEPA (arXiv:2301.08243) and MAE (arXiv:2111.06377) build their tables.
 
     Args:
         dim: number of channels, a multiple of 4.

@@ -11,10 +11,10 @@ MLP_RATIO = 4
 
 
 class Predictor(nn.Module):
-    """A narrow vision transformer that predicts the embeddings of target patches from those of context patches.
+    """A narrow vision transformer that predicts embeddings of target patches from those of context patches.
 
-    As published with I-JEPA (arXiv:2301.08243); the state dict has its keys. `side` is the side of the square patch
-    grid, `encoder_dim` the width of the encoder.
+    As published with I-JEPA (arXiv:2301.08243); the state dict has its keys. `side` is the side of the square
+    patch grid, `encoder_dim` the width of the encoder.
     """
 
     def __init__(self, side: int, encoder_dim: int, dim: int, depth: int, num_heads: int) -> None:
@@ -33,7 +33,7 @@ class Predictor(nn.Module):
         """Predicts each target mask from each context mask of the same image.
 
         Args:
-            context: `[E * B, Nc, encoder_dim]`, the encoded context of E masks for each of B images, mask-major.
+            context: `[E * B, Nc, encoder_dim]`, the encoded patches of E masks for each of B images, mask-major.
             context_index: int64 `[E * B, Nc]`, the patch of each context token.
             target_index: int64 `[M * B, Np]`, the patches to predict, of M masks for each image, mask-major.
             num_context: E.

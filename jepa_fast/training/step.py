@@ -99,9 +99,7 @@ def parameter_groups(encoder: nn.Module, predictor: nn.Module) -> list[dict[str,
     halves = [list(half.parameters()) for half in (encoder, predictor)]
     groups: list[dict[str, Any]] = [{"params": [p for p in half if p.ndim > 1]} for half in halves]
     for half in halves:
-        groups.append(
-            {"params": [p for p in half if p.ndim == 1], "WD_exclude": True, "weight_decay": 0.0}
-        )
+        groups.append({"params": [p for p in half if p.ndim == 1], "WD_exclude": True, "weight_decay": 0.0})
     return groups
 
 

@@ -13,6 +13,7 @@ from . import plan as plans
 __all__ = ["ema_update_"]
 
 OPERATION = Operation("ema", __package__, triton="triton_ema", native="native")
+_BY_VALUE = torch.float64  # of a CPU tensor that carries a momentum given as a number through a compiled graph
 
 
 def ema_update_(
@@ -49,8 +50,11 @@ def ema_update_(
     elif not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
     if torch.compiler.is_compiling():
-        by_value, in_memory = (0.0, momentum) if isinstance(momentum, Tensor) else (momentum, None)
-        torch.ops.jepa_fast.ema_update_(targets, sources, by_value, in_memory, implementation)
+        if not isinstance(momentum, Tensor):
+            # A number would be frozen into the graph, which a momentum schedule would then compile anew at every
+            # step. The sum is the one form that Dynamo keeps open.
+            momentum = torch.zeros((), dtype=_BY_VALUE, device="cpu") + momentum
+        torch.ops.jepa_fast.ema_update_(targets, sources, momentum, implementation)
     else:
         _update_(targets, sources, momentum, implementation)
 
@@ -91,19 +95,12 @@ def example_inputs(device: torch.device) -> tuple[Any, ...]:
     return [torch.zeros(16, 16, device=device)], [torch.ones(16, 16, device=device)], 0.996
 
 
-def _compiled(
-    targets: list[Tensor],
-    sources: list[Tensor],
-    momentum: float,
-    momentum_in_memory: Tensor | None,
-    implementation: str,
-) -> None:
-    _update_(targets, sources, momentum if momentum_in_memory is None else momentum_in_memory, implementation)
+def _compiled(targets: list[Tensor], sources: list[Tensor], momentum: Tensor, implementation: str) -> None:
+    _update_(targets, sources, float(momentum) if momentum.dtype == _BY_VALUE else momentum, implementation)
 
 
 library.define(
-    "ema_update_(Tensor(a!)[] targets, Tensor[] sources, float momentum, Tensor? momentum_in_memory, "
-    "str implementation) -> ()",
+    "ema_update_(Tensor(a!)[] targets, Tensor[] sources, Tensor momentum, str implementation) -> ()",
     _compiled,
-    lambda targets, sources, momentum, momentum_in_memory, implementation: None,
+    lambda targets, sources, momentum, implementation: None,
 )

@@ -146,7 +146,7 @@ def _check_aliasing(targets: list[Tensor], sources: list[Tensor]) -> None:
                 if (
                     name == "targets"
                     and not is_dense(tensor)
-                    and _addresses(tensor).unique().numel() < tensor.numel()
+                    and _addresses(tensor).unique().numel() < tensor.nbytes
                 ):
                     raise ValueError(
                         f"targets[{i}]: expected elements of their own, got a view that overlaps itself"

@@ -40,7 +40,7 @@ def latent_prediction_loss(
     prediction: [P, K, D]; P is a multiple of B. P > B is I-JEPA's layout of M = P / B target masks concatenated on
         the batch dimension (row m * B + b belongs to sample b).
     target: [B, N, D], the teacher's output.
-    index: int64 [P, K] with values in [0, N), or [B, K] if all masks share it; None takes token k for k < K = N.
+    index: int64 [P, K] with values in [0, N), or [B, K] if all masks share it; None takes token k for k < K <= N.
         Wrong values raise on the CPU; on CUDA, where a check would stop the stream, they make the loss NaN.
     kind: l(x) = "smooth_l1": x^2 / (2 beta) below beta, |x| - beta / 2 above; "l1": |x|; "mse": x^2.
     beta: of smooth-L1, at least 0; 0 is L1.

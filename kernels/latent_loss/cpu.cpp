@@ -73,7 +73,7 @@ JEPA_FAST_INLINE f32x16 penalty_of(f32x16 difference, const Penalty& p) {
 // Lanes that are not a number take the quadratic branch and stay so.
 JEPA_FAST_INLINE f32x16 penalty_slope(f32x16 difference, const Penalty& p) {
   const f32x16 sign = select(difference > 0.0f, broadcast(1.0f), select(difference < 0.0f, broadcast(-1.0f), f32x16{}));
-  return select(absolute(difference) >= p.beta, sign, difference * (2.0f * p.quadratic));
+  return select(absolute(difference) > p.beta, sign, difference * (2.0f * p.quadratic));
 }
 
 template <typename Target>

@@ -24,7 +24,7 @@ def why_not(prediction: Tensor, target: Tensor) -> list[str]:
 def loss(prediction: Tensor, target: Tensor, index: Tensor | None, settings: Settings) -> Tensor:
     """Differentiable in prediction and target. Half precision is widened to float32 first."""
     working = torch.float64 if torch.float64 in (prediction.dtype, target.dtype) else torch.float32
-    goal = _selected_rows(target, index, prediction.shape[0]).to(working)
+    goal = _selected_rows(target, index, *prediction.shape[:2]).to(working)
     if settings.normalize_target:
         goal = F.layer_norm(goal, goal.shape[-1:], eps=settings.eps)
     prediction = prediction.to(working)
@@ -33,11 +33,13 @@ def loss(prediction: Tensor, target: Tensor, index: Tensor | None, settings: Set
     return F.l1_loss(prediction, goal) if settings.kind == "l1" else F.mse_loss(prediction, goal)
 
 
-def _selected_rows(target: Tensor, index: Tensor | None, rows: int) -> Tensor:
+def _selected_rows(target: Tensor, index: Tensor | None, rows: int, tokens: int) -> Tensor:
     """The target rows [rows, K, D]: prediction row p reads sample p % B at the tokens of index row p % Q."""
     row = torch.arange(rows, device=target.device)
     sample = row % target.shape[0]
-    return target[sample] if index is None else target[sample.unsqueeze(1), index[row % index.shape[0]]]
+    if index is None:
+        return target[sample, :tokens]
+    return target[sample.unsqueeze(1), index[row % index.shape[0]]]
 
 
 def loss_and_gradient(

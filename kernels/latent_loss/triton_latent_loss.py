@@ -86,7 +86,7 @@ def latent_loss_kernel(
     if GRADIENT:
         b_sign = tl.where(b_difference > 0, 1.0, tl.where(b_difference < 0, -1.0, 0.0))  # [BLOCK_D]
         # What is not a number takes the second branch and stays so.
-        b_slope = tl.where(b_size >= beta, b_sign, b_difference * (2.0 * quadratic))  # [BLOCK_D]
+        b_slope = tl.where(b_size > beta, b_sign, b_difference * (2.0 * quadratic))  # [BLOCK_D]
         b_gradient = b_slope * (tl.load(p_upstream) / count)  # [BLOCK_D]
         tl.store(p_gradient + i_row * features + o_d, b_gradient.to(p_gradient.dtype.element_ty), mask=m_d)
 

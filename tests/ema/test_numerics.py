@@ -43,7 +43,7 @@ def updated(targets: list[Tensor], sources: list[Tensor], momentum: float | Tens
     return results
 
 
-@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("name", [pytest.param("native", marks=pytest.mark.native), "reference"])
 @pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize(("target_dtype", "source_dtype"), PAIRS)
 def test_error_budget(target_dtype: torch.dtype, source_dtype: torch.dtype, momentum: float, name: str) -> None:
@@ -53,6 +53,7 @@ def test_error_budget(target_dtype: torch.dtype, source_dtype: torch.dtype, mome
     assert check.passed, check.reason
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize(("target_dtype", "source_dtype"), PAIRS)
 def test_native_is_the_reference_but_for_one_rounding(
@@ -64,6 +65,7 @@ def test_native_is_the_reference_but_for_one_rounding(
     torch.testing.assert_close(native, reference, rtol=torch.finfo(target_dtype).eps, atol=1e-7)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("momentum", MOMENTA)
 def test_float32_is_foreach_lerp_bit_for_bit(momentum: float) -> None:
     targets, sources = draw(SIZES, torch.float32, 4), draw(SIZES, torch.float32, 5)
@@ -73,7 +75,7 @@ def test_float32_is_foreach_lerp_bit_for_bit(momentum: float) -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("name", [pytest.param("native", marks=pytest.mark.native), "reference"])
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_momentum_tensor_is_momentum_by_value(name: str, shape: tuple[int, ...]) -> None:
     targets, sources = draw(SIZES, torch.float32, 6), draw(SIZES, torch.bfloat16, 7)
@@ -84,6 +86,7 @@ def test_momentum_tensor_is_momentum_by_value(name: str, shape: tuple[int, ...])
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("threads", [1, 2])
 def test_deterministic_whatever_the_threads(threads: int) -> None:
     targets, sources = draw(SIZES, torch.float32, 8), draw(SIZES, torch.float16, 9)
@@ -98,7 +101,7 @@ def test_deterministic_whatever_the_threads(threads: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("name", [pytest.param("native", marks=pytest.mark.native), "reference"])
 def test_not_finite_values_stay_so(dtype: torch.dtype, name: str) -> None:
     target = torch.tensor([torch.nan, 1.0, torch.inf, 1.0, -torch.inf] * 5, dtype=dtype)
     source = torch.tensor([1.0, torch.nan, 1.0, torch.inf, -torch.inf] * 5, dtype=dtype)
@@ -108,7 +111,7 @@ def test_not_finite_values_stay_so(dtype: torch.dtype, name: str) -> None:
     assert result.view(5, 5)[:, :2].isnan().all()
 
 
-@pytest.mark.parametrize("name", ["native", "reference"])
+@pytest.mark.parametrize("name", [pytest.param("native", marks=pytest.mark.native), "reference"])
 def test_float16_subnormals_and_overflow(name: str) -> None:
     smallest, largest = 2.0**-24, torch.finfo(torch.float16).max
     target = torch.tensor([smallest, 3 * smallest, -smallest, largest, -largest, 0.0], dtype=torch.float16)
@@ -120,6 +123,7 @@ def test_float16_subnormals_and_overflow(name: str) -> None:
 shapes = st.lists(st.lists(st.integers(0, 40), max_size=3), max_size=6)
 
 
+@pytest.mark.native
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(shapes, st.lists(st.sampled_from(PAIRS), min_size=6, max_size=6), st.floats(0, 1), st.integers(0, 3))
 def test_any_list_of_shapes(

@@ -7,7 +7,7 @@ import torch
 
 from jepa_fast import ema_update_, explain
 
-IMPLEMENTATIONS = ("native", "reference")
+IMPLEMENTATIONS = (pytest.param("native", marks=pytest.mark.native), "reference")
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -58,6 +58,7 @@ def test_memory_around_a_target_is_untouched(implementation: str, count: int, dt
     assert (room[15 + count :] == 77).all()
 
 
+@pytest.mark.native
 def test_dense_layouts_are_served_by_the_kernel() -> None:
     target = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     source = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
@@ -66,6 +67,7 @@ def test_dense_layouts_are_served_by_the_kernel() -> None:
     assert torch.equal(target, expected)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("gaps_in", ["target", "source"])
 def test_other_layouts_fall_to_the_reference(gaps_in: str) -> None:
     target, source = torch.randn(6, 4), torch.randn(6, 4)
