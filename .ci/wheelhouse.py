@@ -12,16 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {
-    "torch",
-    "triton",
-    "av",
-    "scikit-video",
-    "matplotlib",
-    "build",
-    "kernels",
-    "mypy",
-    "ruff",
-    "jepa-fast",
+    *("torch", "triton", "jepa-fast"),
+    *("av", "pillow", "scikit-video", "matplotlib"),
+    *("build", "cmake", "ninja", "scikit-build-core", "kernels", "mypy", "ruff"),
 }
 TARGET = [
     "--python-version=3.12",

@@ -34,10 +34,12 @@ from jepa_fast.training import schedules
 from jepa_fast.training.config import PUBLISHED_WARMUP
 from jepa_fast.training.loop import TrainingStep
 from jepa_fast.training.setup import choose_device
-from jepa_fast.training.step import IJEPAStep
+from jepa_fast.training.step import IJEPAStep, Precision
 
 SEED = 0
 WARM_UP_STEPS = 2  # left out of the times: the first steps allocate the optimizer's state
+LEAST_STEPS = WARM_UP_STEPS + 2  # what a ratio with an interval takes
+TRAINING_BUDGET_S = 80.0  # for each precision: on a slow machine the training ends early
 SHOWN_FRAMES = 6
 FEATURE_BATCHES = 8  # whose mean feature at each position is taken away
 OP_SUITES = ("ema", "latent_loss", "host_cost")
@@ -55,7 +57,7 @@ class Demo:
     data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Images and videos to train on. Default: four sample clips that come from PyPI."""
     steps: int | None = None
-    """Training steps. Default: 40 on the CPU, 100 on a GPU."""
+    """Training steps, fewer where the machine is slow. Default: 40 on the CPU, 100 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where it is there."""
 
@@ -87,32 +89,43 @@ def run(config: Demo, console: Console) -> int:
     device = choose_device(config.device)
     size = SIZES[device.type]
     steps = size.steps if config.steps is None else config.steps
-    if steps < WARM_UP_STEPS + 2:
-        raise ValueError(f"--steps: expected at least {WARM_UP_STEPS + 2}, got {steps}")
+    if steps < LEAST_STEPS:
+        raise ValueError(f"--steps: expected at least {LEAST_STEPS}, got {steps}")
     if not config.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: {config.output.parent} is not a folder")
 
     torch.manual_seed(SEED)
     model = models.create(size.model, **size.overrides).to(device)
-    folder = config.data or sample_clips_folder()
-    frames, batches = _load(model, folder, size.batch_size, steps, device)
-    trainings, teacher = _train(model, batches, size, device, console)
+    frames, batches = _load(model, config.data or sample_clips_folder(), size.batch_size, steps, device)
+    float32, teacher = _train("float32", model, batches, None, device, console)
+    # As many steps as float32 had time for: its losses are what bfloat16 is held to.
+    batches_left = batches[: len(float32.eager.losses)]
+    bfloat16, _ = _train("bfloat16", model, batches_left, float32.eager.losses, device, console)
     rows = _time_ops(device, size.op_budget_s, console)
-    pictures = _pictures(teacher, frames, batches, model.config.patch_size)
 
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    setting = (
-        f"An I-JEPA of {millions:.1f} million parameters ({size.model}, {model.config.image_size} pixels) was "
-        f"trained for {steps} steps of {size.batch_size} video frames."
+    results = DemoResults(
+        setting=_setting(model, size),
+        trainings=[float32, bfloat16],
+        rows=rows,
+        pictures=_pictures(teacher, frames, batches, model.config.patch_size),
+        machine=fingerprint(),
     )
-    results = DemoResults(setting, trainings, rows, pictures, fingerprint())
-    for table in tables([*(training.row for training in trainings), *rows]):
+    for table in tables([float32.row, bfloat16.row, *rows]):
         console.print(table)
     config.output.write_text(demo_page(results), encoding="utf-8")
-    for training in trainings:
+    for training in results.trainings:
         console.print(_agreement_line(training), highlight=False)
     console.print(f"report: {config.output}", highlight=False, soft_wrap=True)
     return 0 if results.agrees else 1
+
+
+def _setting(model: IJEPA, size: Size) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    patches = (model.config.image_size // model.config.patch_size) ** 2
+    return (
+        f"Here a model of {millions:.1f} million parameters saw batches of {size.batch_size} video frames of "
+        f"{model.config.image_size} pixels, {patches} patches each."
+    )
 
 
 def _load(
@@ -132,54 +145,58 @@ def _load(
 
 
 def _train(
-    model: IJEPA, batches: Sequence[Batch], size: Size, device: torch.device, console: Console
-) -> tuple[list[Training], torch.nn.Module]:
-    """Both precisions, and the teacher that the accelerated float32 training ends with."""
-    trainings: list[Training] = []
-    teachers = []
-    for precision in ("float32", "bfloat16"):
-        eager, ours = (
-            make(copy.deepcopy(model), precision=precision) for make in (EagerIJEPAStep, IJEPAStep)
+    precision: Precision,
+    model: IJEPA,
+    batches: Sequence[Batch],
+    float32_losses: Sequence[float] | None,
+    device: torch.device,
+    console: Console,
+) -> tuple[Training, torch.nn.Module]:
+    """Both ways side by side, from copies of `model`; and the teacher that the accelerated one ends with.
+
+    float32_losses: of the eager way, which the losses of another precision are held to.
+    """
+    eager = EagerIJEPAStep(model, precision=precision)
+    ours = IJEPAStep(copy.deepcopy(model), precision=precision)
+    # The eager way a second time: its times give the noise floor, its losses the yardstick.
+    again = EagerIJEPAStep(model, precision=precision)
+    contestants = {
+        "eager": Contestant(eager),
+        "ours": Contestant(ours),
+        "again": Contestant(again, reverse=True),
+    }
+    rates = partial(_rates, len(batches))
+    with _progress(console, f"training, {precision}", len(batches)) as done:
+        curves = train_side_by_side(
+            contestants, batches, rates, budget_s=TRAINING_BUDGET_S, min_steps=LEAST_STEPS, done=done
         )
-        # The eager program a second time: its times give the noise floor, its losses the yardstick.
-        again = EagerIJEPAStep(copy.deepcopy(model), precision=precision)
-        contestants = {
-            "eager": Contestant(eager),
-            "ours": Contestant(ours),
-            "reversed": Contestant(again, reverse=True),
-        }
-        with _progress(console, f"training, {precision}", len(batches)) as done:
-            curves = train_side_by_side(
-                contestants, batches, partial(_hyperparameters, len(batches)), done=done
-            )
-        losses = {name: curve.losses for name, curve in curves.items()}
-        reference = trainings[0].eager.losses if trainings else losses["eager"]  # eager float32
-        found = agreement(losses["ours"], [losses["eager"], losses["reversed"]], reference)
-        seconds = {name: curve.seconds[WARM_UP_STEPS:] for name, curve in curves.items()}
-        twins = seconds["eager"], seconds["reversed"]
-        one_more = partial(_call_step, batches[0], _hyperparameters(len(batches), len(batches) - 1))
-        row = Row(
-            suite="demo",
-            op="training step",
-            shape=f"{size.model} at {model.config.image_size} px, B={size.batch_size}",
-            dtype=precision,
-            device=str(device),
-            implementation="jepa_fast",
-            baseline="published eager",
-            error_ratio=found.ratio,
-            peak_bytes=peak_memory(partial(one_more, ours), device),
-            baseline_peak_bytes=peak_memory(partial(one_more, eager), device),
-        ).with_times(Comparison.of(seconds["ours"], seconds["eager"], twins))
-        trainings.append(Training(precision, curves["eager"], curves["ours"], found, row))
-        teachers.append(ours.teacher)
-    return trainings, teachers[0]
+
+    losses = {name: curve.losses for name, curve in curves.items()}
+    reference = losses["eager"] if float32_losses is None else float32_losses[: len(losses["eager"])]
+    found = agreement(losses["ours"], [losses["eager"], losses["again"]], reference)
+    seconds = {name: curve.seconds[WARM_UP_STEPS:] for name, curve in curves.items()}
+    times = Comparison.of(seconds["ours"], seconds["eager"], twins=(seconds["eager"], seconds["again"]))
+    one_more = partial(_call_step, batches[0], rates(len(batches) - 1))
+    row = Row(
+        suite="demo",
+        op="training step",
+        shape=f"{model.config.image_size} px, B={len(batches[0].pixels)}",
+        dtype=precision,
+        device=str(device),
+        implementation="jepa_fast",
+        baseline="I-JEPA eager",
+        error_ratio=found.ratio,
+        peak_bytes=peak_memory(partial(one_more, ours), device),
+        baseline_peak_bytes=peak_memory(partial(one_more, eager), device),
+    )
+    return Training(precision, curves["eager"], curves["ours"], found, row.with_times(times)), ours.teacher
 
 
 def _call_step(batch: Batch, values: Hyperparameters, step: TrainingStep) -> None:
     step.step(*batch, **values._asdict())
 
 
-def _hyperparameters(steps: int, step: int) -> Hyperparameters:
+def _rates(steps: int, step: int) -> Hyperparameters:
     """The published schedules over this short run."""
     return Hyperparameters(
         schedules.learning_rate(step, total_steps=steps, warmup_steps=round(PUBLISHED_WARMUP * steps)),

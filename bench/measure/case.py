@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from jepa_fast.bench.measure.compare import Call, compare
 from jepa_fast.bench.measure.error import ErrorCheck
+from jepa_fast.bench.measure.float32 import full_float32
 from jepa_fast.bench.measure.host import host_overhead
 from jepa_fast.bench.measure.memory import peak_memory
 from jepa_fast.bench.measure.records import Row
@@ -43,6 +44,7 @@ class Case:
     quick: bool = True
 
 
+@full_float32()
 def run_case(case: Case, *, suite: str, device: torch.device, budget_s: float) -> list[Row]:
     """One row per baseline. A case that fails its error budget, or cannot run, is one row with the reason.
 

@@ -1,6 +1,7 @@
 """Training steps of several contestants, side by side on the same batches."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jepa_fast.bench.measure.float32 import full_float32
 from jepa_fast.masks import Masks
 from jepa_fast.training.loop import TrainingStep
 
@@ -56,18 +58,22 @@ class Contestant:
     reverse: bool = False
 
 
+@full_float32()
 def train_side_by_side(
     contestants: Mapping[str, Contestant],
     batches: Sequence[Batch],
     hyperparameters: Callable[[int], Hyperparameters],
     *,
+    budget_s: float = math.inf,
+    min_steps: int = 1,
     done: Callable[[], None] = lambda: None,
 ) -> dict[str, Curve]:
     """Every contestant takes every step before anyone takes the next, in an order that rotates.
 
-    Reading the loss ends the time of a step, so that work queued on a GPU is in it. done: called after each
-    step.
+    Reading the loss ends the time of a step, so that work queued on a GPU is in it. Training ends with the
+    batches, or after `min_steps` once `budget_s` wall seconds are spent. done: called after each step.
     """
+    deadline = time.monotonic() + budget_s
     curves = {name: Curve() for name in contestants}
     orders = itertools.cycle(itertools.permutations(contestants))
     for number, (batch, order) in enumerate(zip(batches, orders, strict=False)):
@@ -83,4 +89,6 @@ def train_side_by_side(
             curves[name].seconds.append(time.perf_counter() - begin)
             curves[name].losses.append(loss)
         done()
+        if number + 1 >= min_steps and time.monotonic() >= deadline:
+            break
     return curves

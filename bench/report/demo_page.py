@@ -67,7 +67,7 @@ def demo_page(results: DemoResults) -> str:
     return render(
         "demo.html.j2",
         agrees=results.agrees,
-        steps=len(results.trainings[0].ours.losses),
+        steps=min(len(training.ours.losses) for training in results.trainings),
         setting=results.setting,
         trainings=results.trainings,
         headline_rows=_first_of_each_op(results.rows),

@@ -23,7 +23,7 @@ def _ema(device: torch.device) -> Trial:
     targets, sources = ema.weights([(16, 16)] * 2, torch.float32, torch.float32, device)
     chosen = jepa_fast.explain("ema", targets, sources, ema.MOMENTUM).chosen
     launcher = ema_api.OPERATION.module(chosen).update_
-    plan = plans.find(targets, sources, device)
+    plan = plans.find(targets, sources, targets[0].device)
     return Trial(
         ours=partial(jepa_fast.ema_update_, targets, sources, ema.MOMENTUM),
         raw_launch=partial(launcher, plan, targets, sources, ema.MOMENTUM),

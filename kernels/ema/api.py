@@ -13,7 +13,8 @@ from . import plan as plans
 __all__ = ["ema_update_"]
 
 OPERATION = Operation("ema", __package__, triton="triton_ema", native="native")
-_BY_VALUE = torch.float64  # of a CPU tensor that carries a momentum given as a number through a compiled graph
+# Dtype of the CPU tensor that carries a momentum given as a number through a compiled graph.
+_BY_VALUE = torch.float64
 
 
 def ema_update_(

@@ -10,7 +10,9 @@ pytestmark = pytest.mark.gpu
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def lists(dtype: torch.dtype = torch.float32, count: int = 50) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def lists(
+    dtype: torch.dtype = torch.float32, count: int = 50
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     shapes = [(64 + i, 33) for i in range(count)]
     return (
         [torch.randn(shape, device="cuda").to(dtype) for shape in shapes],

@@ -37,7 +37,9 @@ def eager(targets: list[Tensor], sources: list[Tensor], momentum: float) -> list
     ]
 
 
-def updated(targets: list[Tensor], sources: list[Tensor], momentum: float | Tensor, name: str) -> list[Tensor]:
+def updated(
+    targets: list[Tensor], sources: list[Tensor], momentum: float | Tensor, name: str
+) -> list[Tensor]:
     results = [target.clone() for target in targets]
     ema_update_(results, sources, momentum, implementation=name)
     return results
@@ -46,7 +48,9 @@ def updated(targets: list[Tensor], sources: list[Tensor], momentum: float | Tens
 @pytest.mark.parametrize("name", [pytest.param("native", marks=pytest.mark.native), "reference"])
 @pytest.mark.parametrize("momentum", MOMENTA)
 @pytest.mark.parametrize(("target_dtype", "source_dtype"), PAIRS)
-def test_error_budget(target_dtype: torch.dtype, source_dtype: torch.dtype, momentum: float, name: str) -> None:
+def test_error_budget(
+    target_dtype: torch.dtype, source_dtype: torch.dtype, momentum: float, name: str
+) -> None:
     targets, sources = draw(SIZES, target_dtype, 0), draw(SIZES, source_dtype, 1)
     ours = updated(targets, sources, momentum, name)
     check = check_error(ours, eager(targets, sources, momentum), oracle(targets, sources, momentum))

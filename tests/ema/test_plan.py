@@ -16,7 +16,9 @@ def test_known_lists_are_found_again() -> None:
 def test_same_memory_in_another_shape_is_checked_anew() -> None:
     target, source = torch.zeros(2, 6), torch.ones(2, 6)
     ema_update_([target], [source], 0.5)
-    with pytest.raises(ValueError, match=r"sources\[0\]: expected shape \[3, 4\] of targets\[0\], got \[2, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"sources\[0\]: expected shape \[3, 4\] of targets\[0\], got \[2, 6\]"
+    ):
         ema_update_([target.view(3, 4)], [source], 0.5)
     with pytest.raises(TypeError, match=r"sources\[0\]: expected a floating-point dtype"):
         ema_update_([target], [source.view(torch.int32)], 0.5)

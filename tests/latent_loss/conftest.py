@@ -1,9 +1,13 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from jepa_fast import latent_prediction_loss
+
+CANARY = 77.0
 Draw = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
@@ -31,11 +35,9 @@ def draw() -> Draw:
     return _draw
 
 
-def _loss_and_gradient(prediction: Tensor, *arguments: object, **options: object) -> tuple[Tensor, Tensor]:
-    from jepa_fast import latent_prediction_loss
-
+def _loss_and_gradient(prediction: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     prediction = prediction.detach().requires_grad_()
-    loss = latent_prediction_loss(prediction, *arguments, **options)  # type: ignore[arg-type]
+    loss = latent_prediction_loss(prediction, *arguments, **options)
     loss.backward()
     assert prediction.grad is not None
     return loss.detach(), prediction.grad
@@ -47,7 +49,7 @@ def loss_and_gradient() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _oracle(
-    prediction: Tensor, target: Tensor, index: Tensor | None, **options: object
+    prediction: Tensor, target: Tensor, index: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor]:
     return _loss_and_gradient(prediction.double(), target.double(), index, **options)
 
@@ -92,3 +94,33 @@ def _eager(
 @pytest.fixture
 def eager() -> Callable[..., tuple[Tensor, Tensor]]:
     return _eager
+
+
+def _poisoned_memory(implementation: str, prediction: Tensor, target: Tensor, index: Tensor) -> None:
+    rooms: list[Tensor] = []
+    empty = torch.empty
+
+    def poisoned(*shape: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        wanted = empty(*shape, dtype=dtype, device="meta")
+        room = torch.full((wanted.numel() + 32,), torch.nan, dtype=dtype, device=device)
+        room[:16] = room[-16:] = CANARY
+        rooms.append(room)
+        return room[16:-16].view(wanted.shape)
+
+    leaf = prediction.requires_grad_()
+    expected = latent_prediction_loss(leaf, target, index, implementation=implementation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        loss = latent_prediction_loss(leaf, target, index, implementation=implementation)
+        (2.0 * loss).backward()
+    assert torch.equal(loss, expected)
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+    assert len(rooms) >= 3  # loss or row losses, twice, and at least one gradient
+    assert all((room[:16] == CANARY).all() and (room[-16:] == CANARY).all() for room in rooms)
+
+
+@pytest.fixture
+def poisoned_memory() -> Callable[..., None]:
+    """Checks that outputs that come from NaN-poisoned memory are written whole, and canaries round them are not."""
+    return _poisoned_memory

@@ -78,7 +78,8 @@ def test_no_synchronisation(draw) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_extra_memory_is_a_quarter_of_the_published_loss() -> None:
+def test_extra_memory_is_a_third_of_the_published_loss() -> None:
+    # Ours: the gradient, 4.3 MB. Theirs at the penalty: normalised target 6.3, chosen rows 4.3, penalties 4.3.
     prediction = torch.randn(64, 44, 384, device="cuda", requires_grad=True)
     target = torch.randn(16, 256, 384, device="cuda")
     index = torch.randint(256, (64, 44), device="cuda")
@@ -90,12 +91,14 @@ def test_extra_memory_is_a_quarter_of_the_published_loss() -> None:
         return torch.autograd.grad(published(prediction, target, index.split(16)), prediction)[0]
 
     torch.testing.assert_close(ours(), theirs())
-    assert peak_memory(ours, "cuda") <= 0.25 * peak_memory(theirs, "cuda")
+    assert peak_memory(ours, "cuda") <= peak_memory(theirs, "cuda") / 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_deterministic(draw, dtype: torch.dtype) -> None:
-    prediction, target, index = on_gpu(draw(masks=4, tokens=44, length=256, features=384, dtypes=(dtype, dtype)))
+    prediction, target, index = on_gpu(
+        draw(masks=4, tokens=44, length=256, features=384, dtypes=(dtype, dtype))
+    )
     prediction.requires_grad_()
     first = latent_prediction_loss(prediction, target, index)
     for _ in range(10):

@@ -38,5 +38,7 @@ def test_far_sample(far: Tensor, implementation: str, rows: int) -> None:
     near = torch.zeros(rows, 1, FEATURES)
     near[-1] = 3.0
     for prediction, target in ((near, strided), (strided, near)):
-        loss = latent_prediction_loss(prediction, target, normalize_target=False, implementation=implementation)
+        loss = latent_prediction_loss(
+            prediction, target, normalize_target=False, implementation=implementation
+        )
         assert loss.item() == 0.0

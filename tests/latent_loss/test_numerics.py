@@ -39,7 +39,9 @@ def test_widths_and_dtypes(draw, hold: Check, features: int, dtypes: tuple[torch
 @pytest.mark.parametrize("normalize_target", [True, False])
 @pytest.mark.parametrize(("kind", "beta"), PENALTIES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_penalties(draw, hold: Check, dtype: torch.dtype, kind: str, beta: float, normalize_target: bool) -> None:
+def test_penalties(
+    draw, hold: Check, dtype: torch.dtype, kind: str, beta: float, normalize_target: bool
+) -> None:
     arguments = draw(features=100, dtypes=(dtype, dtype))
     hold(*arguments, kind=kind, beta=beta, normalize_target=normalize_target)
 
@@ -84,11 +86,15 @@ def test_constant_target_rows(draw, hold: Check) -> None:
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1", "mse"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_not_finite_predictions_show(draw, loss_and_gradient: Callable[..., Pair], kind: str, value: float) -> None:
+def test_not_finite_predictions_show(
+    draw, loss_and_gradient: Callable[..., Pair], kind: str, value: float
+) -> None:
     prediction, target, index = draw()
     prediction[1, 2, 3] = value
     loss, gradient = loss_and_gradient(prediction, target, index, kind=kind, implementation="native")
-    true_loss, true_gradient = loss_and_gradient(prediction, target, index, kind=kind, implementation="reference")
+    true_loss, true_gradient = loss_and_gradient(
+        prediction, target, index, kind=kind, implementation="reference"
+    )
     assert torch.equal(loss.isnan(), true_loss.isnan())
     assert not loss.isfinite()
     if value == value:
@@ -99,7 +105,9 @@ def test_not_finite_predictions_show(draw, loss_and_gradient: Callable[..., Pair
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_not_finite_target_spoils_its_row_alone(draw, loss_and_gradient: Callable[..., Pair], value: float) -> None:
+def test_not_finite_target_spoils_its_row_alone(
+    draw, loss_and_gradient: Callable[..., Pair], value: float
+) -> None:
     prediction, target, index = draw()
     target[1, index[1, 2], 0] = value
     loss, gradient = loss_and_gradient(prediction, target, index, implementation="native")
@@ -111,7 +119,9 @@ def test_not_finite_target_spoils_its_row_alone(draw, loss_and_gradient: Callabl
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_deterministic_whatever_the_threads(draw, loss_and_gradient: Callable[..., Pair], dtype: torch.dtype) -> None:
+def test_deterministic_whatever_the_threads(
+    draw, loss_and_gradient: Callable[..., Pair], dtype: torch.dtype
+) -> None:
     arguments = draw(samples=4, length=256, masks=4, tokens=44, features=192, dtypes=(dtype, dtype))
     expected = loss_and_gradient(*arguments, implementation="native")
     before = torch.get_num_threads()
@@ -123,3 +133,11 @@ def test_deterministic_whatever_the_threads(draw, loss_and_gradient: Callable[..
             assert torch.equal(found[1], expected[1])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [1, 15, 33, 384])
+def test_every_output_is_written_and_nothing_else(
+    draw, poisoned_memory: Callable[..., None], features: int, dtype: torch.dtype
+) -> None:
+    poisoned_memory("native", *draw(features=features, dtypes=(dtype, dtype)))

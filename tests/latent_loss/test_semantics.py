@@ -14,10 +14,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 @pytest.mark.parametrize("normalize_target", [True, False])
-@pytest.mark.parametrize(("kind", "beta"), [("smooth_l1", 1.0), ("smooth_l1", 0.5), ("smooth_l1", 0.0), ("l1", 1.0), ("mse", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "beta"), [("smooth_l1", 1.0), ("smooth_l1", 0.5), ("smooth_l1", 0.0), ("l1", 1.0), ("mse", 1.0)]
+)
 @pytest.mark.parametrize("indexing", ["none", "per_mask", "shared"])
 def test_reference_is_the_published_formula(
-    draw, eager: Callable[..., Pair], oracle: Callable[..., Pair], kind: str, beta: float, indexing: str, normalize_target: bool
+    draw,
+    eager: Callable[..., Pair],
+    oracle: Callable[..., Pair],
+    kind: str,
+    beta: float,
+    indexing: str,
+    normalize_target: bool,
 ) -> None:
     prediction, target, drawn = draw()
     index = {"none": None, "per_mask": drawn, "shared": drawn[:2]}[indexing]
@@ -78,9 +86,19 @@ def test_an_index_outside_the_target_is_named(implementation: str) -> None:
 def test_bad_arguments_are_named() -> None:
     p, t, i = torch.zeros(4, 3, 8), torch.zeros(2, 5, 8), torch.zeros(4, 3, dtype=torch.int64)
     for arguments, options, error, message in (
-        ((p[0], t), {}, ValueError, r"prediction: expected three dimensions \[batch, tokens, D\], got \[3, 8\]"),
+        (
+            (p[0], t),
+            {},
+            ValueError,
+            r"prediction: expected three dimensions \[batch, tokens, D\], got \[3, 8\]",
+        ),
         ((p, t[0]), {}, ValueError, r"target: expected three dimensions \[batch, tokens, D\], got \[5, 8\]"),
-        ((p.long(), t), {}, TypeError, "prediction and target: expected floating-point dtypes, got torch.int64"),
+        (
+            (p.long(), t),
+            {},
+            TypeError,
+            "prediction and target: expected floating-point dtypes, got torch.int64",
+        ),
         ((p, t.cfloat()), {}, TypeError, "expected floating-point dtypes, got .* torch.complex64"),
         ((p, t[..., :7]), {}, ValueError, "target: expected D = 8 as in prediction, got 7"),
         ((p[:3], t), {}, ValueError, r"prediction: expected a multiple of B = 2 rows .*got 3"),
@@ -97,7 +115,12 @@ def test_bad_arguments_are_named() -> None:
         ((p, t, i), {"beta": math.nan}, ValueError, "beta: expected a finite number of at least 0, got nan"),
         ((p, t, i), {"eps": math.inf}, ValueError, "eps: expected a finite number of at least 0, got inf"),
         ((p, t, i), {"implementation": "cuda"}, ValueError, "implementation: expected auto, .*got 'cuda'"),
-        ((p.double(), t), {"implementation": "native"}, RuntimeError, "native cannot serve latent_loss: prediction is"),
+        (
+            (p.double(), t),
+            {"implementation": "native"},
+            RuntimeError,
+            "native cannot serve latent_loss: prediction is",
+        ),
     ):
         with pytest.raises(error, match=message):
             latent_prediction_loss(*arguments, **options)

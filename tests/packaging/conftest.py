@@ -42,10 +42,22 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | str]:
             else:
                 (folder / "src").mkdir(exist_ok=True)
                 shutil.copy(ROOT / source, folder / "src")
-        command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-w", "../out"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            ".",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            "../out",
+        ]
         log = (folder / "log").open("w+")
-        builds[name] = folder, log, subprocess.Popen(
-            command, cwd=folder / "src", env=environment, stdout=log, stderr=log
+        builds[name] = (
+            folder,
+            log,
+            subprocess.Popen(command, cwd=folder / "src", env=environment, stdout=log, stderr=log),
         )
     built: dict[str, Path | str] = {}
     for name, (folder, log, process) in builds.items():
@@ -79,7 +91,9 @@ class Installation:
 
     def run(self, *command: str) -> str:
         """Standard output of a command of the environment, run outside the checkout."""
-        variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JEPA_FAST", "TRITON_"))}
+        variables = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JEPA_FAST", "TRITON_"))
+        }
         done = subprocess.run(
             [self.folder / "bin" / command[0], *command[1:]],
             cwd=self.folder,
@@ -93,14 +107,27 @@ class Installation:
 
 
 @pytest.fixture(scope="session")
-def install(wheel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Installation]:
+def install(
+    wheel: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Installation]:
     def installed(name: str) -> Installation:
         source = wheel(name)
         folder = tmp_path_factory.mktemp(f"{name}_environment")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         python = str(folder / "bin" / "python")
         subprocess.run(
-            [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", source],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "--python",
+                python,
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-index",
+                source,
+            ],
             check=True,
         )
         (packages,) = folder.glob("lib/python*/site-packages")

@@ -1,7 +1,6 @@
 """What is in the wheels, and that they work outside the checkout."""
 
 import re
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +20,19 @@ def test_contents(wheel: Callable[[str], Path], way: str) -> None:
         assert {name.split("/")[0] for name in names} == {"jepa_fast", information}
         assert re.fullmatch(r"jepa_fast-[0-9.]+\.dist-info", information)
         entry_points = archive.read(f"{information}/entry_points.txt").decode()
+        metadata = archive.read(f"{information}/METADATA").decode()
     assert "jepa-fast = jepa_fast.commands.main:main" in entry_points
+    assert "Requires-Python: >=3.11" in metadata
     assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", ".pyc"))]
-    for needed in ("kernels/ema/triton_ema.py", "bench/baselines/ema.py", "models/ijepa.py", "commands/main.py"):
+    for needed in (
+        "kernels/ema/triton_ema.py",
+        "bench/baselines/ema.py",
+        "models/ijepa.py",
+        "commands/main.py",
+    ):
         assert f"jepa_fast/{needed}" in names
     assert "jepa_fast/kernels/__init__.py" not in names
-    assert [name for name in names if name.startswith("jepa_fast/bench/") and name.endswith(".html")] != []
+    assert any(name.startswith("jepa_fast/bench/report/") and name.endswith(".j2") for name in names)
     assert f"{information}/licenses/LICENSE" in names
     assert (LIBRARY in names) == (way == "native")
 
@@ -46,7 +52,16 @@ def test_library_knows_neither_torch_nor_python(wheel: Callable[[str], Path]) ->
     # The library is stripped: the names left in it are those of what it needs, imports and exports.
     assert b"libtvm_ffi" in library
     assert b"__tvm_ffi_ema_update\0" in library
-    for foreign in (b"libtorch", b"libc10", b"libpython", b"_ZN3c10", b"_ZN2at", b"_ZN5torch", b"_Py_", b"PyObject"):
+    for foreign in (
+        b"libtorch",
+        b"libc10",
+        b"libpython",
+        b"_ZN3c10",
+        b"_ZN2at",
+        b"_ZN5torch",
+        b"_Py_",
+        b"PyObject",
+    ):
         assert foreign not in library, foreign
 
 
@@ -73,11 +88,3 @@ def test_pure_wheel_works_elsewhere(install: Callable, way: str) -> None:
     assert out.startswith("ema: reference\n")
     assert "not native: libjepa_fast_cpu.so is not part of this installation" in out
     assert "install a C++17 compiler" in out
-
-
-def test_wheels_are_built_for_this_interpreter_or_newer(wheel: Callable[[str], Path]) -> None:
-    with zipfile.ZipFile(wheel("asked_pure")) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
-        metadata = archive.read(name).decode()
-    assert "Requires-Python: >=3.11" in metadata
-    assert sys.version_info >= (3, 11)

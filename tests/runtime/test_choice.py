@@ -77,9 +77,9 @@ def test_an_op_has_three_names(op: object) -> None:
 
 def test_unknown_ops_are_refused() -> None:
     for op, got in (("emma", "'emma'"), (len, "'len'")):
-        with pytest.raises(ValueError, match=f"op: expected one of ema_update_, .*, got {got}"):
+        with pytest.raises(ValueError, match=rf"op: expected one of ema_update_, .*, got {got}"):
             explain(op)
-    with pytest.raises(ValueError, match="op: expected one of ema, .*, got 'emma'"):
+    with pytest.raises(ValueError, match=r"op: expected one of ema, .*, got 'emma'"):
         rooms.api("emma")
 
 
@@ -117,17 +117,22 @@ def test_bad_overrides_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match=message):
             call()
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "native")
-    message = "JEPA_FAST_IMPLEMENTATION: native cannot serve ema: targets.0. is torch.float64"
-    for call in (lambda: ema_update_(*pair(torch.float64), 0.9), lambda: explain("ema", *pair(torch.float64))):
+    message = r"JEPA_FAST_IMPLEMENTATION: native cannot serve ema: targets\[0\] is torch.float64"
+    for call in (
+        lambda: ema_update_(*pair(torch.float64), 0.9),
+        lambda: explain("ema", *pair(torch.float64)),
+    ):
         with pytest.raises(RuntimeError, match=message):
             call()
 
 
 @pytest.mark.native
 def test_a_request_is_never_replaced() -> None:
-    with pytest.raises(RuntimeError, match="implementation: native cannot serve ema: .*float64"):
+    with pytest.raises(RuntimeError, match=r"implementation: native cannot serve ema: .*float64"):
         ema_update_(*pair(torch.float64), 0.9, implementation="native")
-    with pytest.raises(ValueError, match="implementation: expected auto, triton, native, reference, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="implementation: expected auto, triton, native, reference, got 'fast'"
+    ):
         ema_update_(*pair(), 0.9, implementation="fast")
 
 
@@ -155,7 +160,7 @@ def test_without_the_library_the_reference_serves() -> None:
     ema_update_(targets, sources, 0.75)
     assert (targets[0] == 0.25).all()
     assert latent_prediction_loss(torch.zeros(1, 2, 4), torch.ones(1, 2, 4)).item() == 0.0
-    with pytest.raises(RuntimeError, match="native cannot serve ema: libjepa_fast_cpu.so is not part"):
+    with pytest.raises(RuntimeError, match=r"native cannot serve ema: libjepa_fast_cpu\.so is not part"):
         ema_update_(targets, sources, 0.75, implementation="native")
 
 

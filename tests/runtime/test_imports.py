@@ -72,7 +72,10 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "triton"]
 
 @pytest.mark.parametrize("implementation", [pytest.param("native", marks=pytest.mark.native), "reference"])
 def test_a_call_on_the_cpu_never_loads_triton(implementation: str) -> None:
-    environment = {**os.environ, "JEPA_FAST_IMPLEMENTATION": {"native": "auto"}.get(implementation, implementation)}
+    environment = {
+        **os.environ,
+        "JEPA_FAST_IMPLEMENTATION": {"native": "auto"}.get(implementation, implementation),
+    }
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
         [sys.executable, "-c", CALL_ON_THE_CPU], capture_output=True, text=True, env=environment, timeout=120
