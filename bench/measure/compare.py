@@ -23,6 +23,7 @@ Stopwatch = Callable[[Callable[[], object], int], float]  # (call, repeats) -> s
 SHORTEST_WALL_SAMPLE_S = 50e-6
 SHORTEST_CUDA_SAMPLE_S = 1e-3
 MOST_REPEATS = 1000
+ENOUGH_ROUNDS = 30  # before measuring may stop early: a bootstrap of fewer is too sure of itself
 MOST_ROUNDS = 1000  # the interval narrows with the root of the rounds: past this, drift is all that is left
 WARM_UP_SHARE = 0.25  # of the budget
 
@@ -97,8 +98,8 @@ def compare(
     """How many times faster `a` is than the baseline `b`, and whether this machine can tell.
 
     One round calls A, B and A once more on the same inputs, in an order that rotates; the ratio of the two A
-    is the noise floor. Rounds are added until the confidence interval and the floor are both narrower than
-    `precision`, or the budget is spent.
+    is the noise floor. From 30 rounds on, measuring stops when the confidence interval and the floor are both
+    narrower than `precision`; before that only when the budget is spent.
 
     a, b: called as `a(*inputs[round])`; what they return is dropped.
     budget_s: wall seconds for the warm-up and the rounds; one warm-up call of each and `min_rounds` rounds
@@ -134,7 +135,7 @@ def compare(
         return stopwatch(lambda: call(*arguments), repeats)
 
     fastest = math.inf
-    for arguments in inputs:
+    for arguments in (*inputs, inputs[0]):  # a very first call may be far slower than the rest
         fastest = min(fastest, sample(a, arguments, 1), sample(b, arguments, 1))
         if spent() > WARM_UP_SHARE * budget_s:
             break
@@ -146,7 +147,7 @@ def compare(
     arms: tuple[Call, Call, Call] = (a, b, a)
     times: tuple[list[float], list[float], list[float]] = ([], [], [])
     orders = itertools.cycle(itertools.permutations(range(3)))
-    check_at = min_rounds
+    check_at = max(min_rounds, ENOUGH_ROUNDS)
     with _no_garbage_collection():
         for rounds, (order, arguments) in enumerate(
             zip(orders, itertools.cycle(inputs), strict=False), start=1

@@ -57,10 +57,12 @@ def tensors(
 
 
 def ours(
-    prediction: Tensor, target: Tensor, index: Tensor, kind: str, **options: str
+    prediction: Tensor, target: Tensor, index: Tensor, kind: str, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient by the op."""
-    loss = jepa_fast.latent_prediction_loss(prediction, target, index, kind=kind, **options)
+    loss = jepa_fast.latent_prediction_loss(
+        prediction, target, index, kind=kind, implementation=implementation
+    )
     return loss, torch.autograd.grad(loss, prediction)[0]
 
 

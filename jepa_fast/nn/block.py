@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -19,7 +20,7 @@ class _MLP(torch.autograd.Function):
         ctx.dtype = w1.dtype
         w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in (w1, b1, w2, b2))
         before = linear(x, w1, b1)
-        after = torch.nn.functional.gelu(before)
+        after = F.gelu(before)
         ctx.save_for_backward(x, w1, w2, before, after)
         return linear(after, w2, b2)
 
@@ -47,11 +48,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(compute_dtype(x))
-        parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        if torch.is_grad_enabled():
-            return _MLP.apply(x, *parameters)
-        w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in parameters)
-        return linear(linear(x, w1, b1, "gelu"), w2, b2)
+        return _MLP.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
 
 
 class Block(nn.Module):

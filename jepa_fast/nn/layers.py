@@ -6,7 +6,7 @@ weight once, so no cast is repeated.
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Literal["none", "gelu"] = "none") -> Tensor:
-    """`activation(x @ weight.T + bias)` for tensors of one dtype, without autograd; `gelu` is the exact one.
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x @ weight.T + bias` for tensors of one dtype, without autograd.
 
     `F.linear` on the CPU first writes the bias to the whole output and then adds the product to it. oneDNN adds
-    the bias, and applies the activation, to each tile of the product while it is in registers; in bfloat16, where
-    the product itself is fast, a wide layer takes a quarter less time that way.
+    it to each tile of the product in registers; in bfloat16, where the product itself is fast, a layer that is
+    wider at its output takes a quarter less time that way.
     """
     if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _onednn_has_bfloat16():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
-    out = F.linear(x, weight, bias)
-    return F.gelu(out) if activation == "gelu" else out
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
+    return F.linear(x, weight, bias)
 
 
 @functools.cache

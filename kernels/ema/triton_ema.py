@@ -1,5 +1,6 @@
 """EMA update on the GPU: one launch for the whole list of tensors, one program per row of the plan."""
 
+# mypy: allow-untyped-defs
 import functools
 from collections.abc import Iterable
 

@@ -91,7 +91,8 @@ class _LatentLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None  # handed over once; a second backward forms it anew
         if gradient is None or upstream != 1.0:
-            gradient = _backward(upstream, *ctx.saved_tensors, ctx.settings, ctx.implementation)
+            prediction, target, index = ctx.saved_tensors
+            gradient = _backward(upstream, prediction, target, index, ctx.settings, ctx.implementation)
         return gradient, None, None, None, None
 
 

@@ -35,6 +35,6 @@ def loss_and_gradient(
         *settings.penalty(),
         torch.get_num_threads(),
     )
-    if bad_position >= 0:
+    if index is not None and bad_position >= 0:
         raise outside(index, bad_position, target)
     return loss, gradient

@@ -4,6 +4,7 @@ One form serves every kind of loss (settings.py), so kinds, normalisation and th
 what is compiled depends on the two dtypes and the width alone.
 """
 
+# mypy: allow-untyped-defs
 import functools
 import itertools
 from collections.abc import Iterable

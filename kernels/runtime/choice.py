@@ -34,16 +34,16 @@ _PLATFORM_WHY_NOT: dict[str, Callable[[torch.device], list[str]]] = {
 class Explanation:
     """What `explain` returns.
 
-    op: the op's name. chosen: the implementation that "auto" takes, None if nothing can serve.
+    op: the op's name. chosen: the implementation that "auto" takes.
     refusals: for every implementation that was not chosen, its reasons.
     """
 
     op: str
-    chosen: str | None
+    chosen: str
     refusals: dict[str, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.op}: {self.chosen or 'no implementation can serve these inputs'}"]
+        lines = [f"{self.op}: {self.chosen}"]
         lines += [f"  not {name}: {'; '.join(reasons)}" for name, reasons in self.refusals.items()]
         return "\n".join(lines)
 
@@ -113,23 +113,22 @@ class Operation:
 
     def explain(self, device: torch.device, *inputs: Any) -> Explanation:
         """The choice for `inputs` on `device` under "auto", with every refusal."""
-        chosen: str | None = None
-        refusals: dict[str, list[str]] = {}
         order = _AUTOMATIC.get(device.type, _ELSEWHERE)
-        override = os.environ.get(ENVIRONMENT_VARIABLE, "auto") or "auto"
+        override = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
         if override != "auto":
             self.choose("auto", device, *inputs)  # raises exactly as the op itself would
             order = (override,)
+        reasons = {name: self.why_not(name, device, *inputs) for name in IMPLEMENTATIONS}
+        chosen = next(name for name in order if not reasons[name])  # the reference refuses nothing
+        refusals = {}
         for name in (*order, *(n for n in IMPLEMENTATIONS if n not in order)):
-            reasons = self.why_not(name, device, *inputs)
-            if reasons:
-                refusals[name] = reasons
-            elif chosen is None and name in order:
-                chosen = name
-            elif override != "auto":
-                refusals[name] = [f"{ENVIRONMENT_VARIABLE}={override}"]
+            if name == chosen:
+                continue
+            if override != "auto":
+                otherwise = f"{ENVIRONMENT_VARIABLE}={override}"
             elif name in order:
-                refusals[name] = [f"{chosen} comes first on {device.type}"]
+                otherwise = f"{chosen} comes first on {device.type}"
             else:
-                refusals[name] = [f"never chosen automatically on {device.type}; ask for it by name"]
+                otherwise = f"never chosen automatically on {device.type}; ask for it by name"
+            refusals[name] = reasons[name] or [otherwise]
         return Explanation(self.name, chosen, refusals)

@@ -12,10 +12,13 @@ from jepa_fast.bench.baselines.ijepa import EagerIJEPAStep
 from jepa_fast.bench.measure.agreement import FLOOR_ULPS, TIMES_PEER, agreement
 from jepa_fast.bench.measure.training import Batch, Contestant, Curve, Hyperparameters, train_side_by_side
 from jepa_fast.masks import Masks, MultiBlockMasks
-from jepa_fast.training.step import IJEPAStep
+from jepa_fast.training.step import IJEPAStep, Precision
 
 ULP = torch.finfo(torch.float32).eps
 STEPS = 8
+
+Setting = tuple[models.IJEPA, list[Batch]]
+Curves = dict[str, Curve]
 
 
 class TestAgreement:
@@ -98,14 +101,14 @@ class FrozenTeacher(IJEPAStep):
 class WrongBeta(IJEPAStep):
     """A step whose AdamW has another beta."""
 
-    def __init__(self, *args, **options) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, model: models.IJEPA, *, precision: Precision) -> None:
+        super().__init__(model, precision=precision)
         for group in self.optimizer.param_groups:
             group["betas"] = (0.9, 0.99)
 
 
 @pytest.fixture(scope="module")
-def setting() -> tuple[models.IJEPA, list[Batch]]:
+def setting() -> Setting:
     torch.manual_seed(0)
     model = models.create("ijepa_vitt8_128", image_size=64, depth=2, predictor_depth=2, predictor_dim=96)
     masks = MultiBlockMasks(8, min_keep=4)
@@ -114,7 +117,7 @@ def setting() -> tuple[models.IJEPA, list[Batch]]:
 
 
 @pytest.fixture(scope="module")
-def eager(setting: tuple[models.IJEPA, list[Batch]]) -> dict[str, Curve]:
+def eager(setting: Setting) -> Curves:
     model, batches = setting
     contestants = {
         "float32": Contestant(EagerIJEPAStep(model)),
@@ -128,27 +131,25 @@ def _rates(step: int) -> Hyperparameters:
     return Hyperparameters(lr=1e-3, weight_decay=0.05, momentum=0.99)
 
 
-def _losses(
-    step_class: type[IJEPAStep], precision: str, setting: tuple[models.IJEPA, list[Batch]]
-) -> list[float]:
+def _losses(step_class: type[IJEPAStep], precision: Precision, setting: Setting) -> list[float]:
     model, batches = setting
     contestant = Contestant(step_class(copy.deepcopy(model), precision=precision))
     return train_side_by_side({"ours": contestant}, batches, _rates)["ours"].losses
 
 
-def test_our_step_agrees_with_the_published_one_in_float32(setting, eager) -> None:
+def test_our_step_agrees_with_the_published_one_in_float32(setting: Setting, eager: Curves) -> None:
     ours = _losses(IJEPAStep, "float32", setting)
     found = agreement(ours, [eager["reversed"].losses], eager["float32"].losses)
     assert found.check.passed, found.check.reason
 
 
-def test_our_step_agrees_with_the_published_one_in_bfloat16(setting, eager) -> None:
+def test_our_step_agrees_with_the_published_one_in_bfloat16(setting: Setting, eager: Curves) -> None:
     ours = _losses(IJEPAStep, "bfloat16", setting)
     found = agreement(ours, [eager["bfloat16"].losses], eager["float32"].losses)
     assert found.check.passed, found.check.reason
 
 
 @pytest.mark.parametrize("wrong", [FrozenTeacher, WrongBeta])
-def test_a_wrong_step_is_found(wrong: type[IJEPAStep], setting, eager) -> None:
+def test_a_wrong_step_is_found(wrong: type[IJEPAStep], setting: Setting, eager: Curves) -> None:
     found = agreement(_losses(wrong, "float32", setting), [eager["reversed"].losses], eager["float32"].losses)
     assert found.first_disagreement in (1, 2)

@@ -1,5 +1,7 @@
 """The published formulations of the ops compute what the references compute."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from jepa_fast.bench.baselines.latent_loss import latent_loss
 
 
 @pytest.mark.parametrize("update", [ema_loop_, ema_foreach_lerp_])
-def test_ema(update) -> None:
+def test_ema(update: Callable[..., None]) -> None:
     random = torch.Generator().manual_seed(0)
     targets, sources = (
         [torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((3, 5), (7,), ())]

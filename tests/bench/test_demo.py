@@ -2,11 +2,13 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
 from jepa_fast import models
 from jepa_fast.bench import demo
@@ -51,8 +53,8 @@ def test_a_way_that_computes_something_else_is_an_error(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FrozenTeacher(IJEPAStep):
-        def step(self, pixels, masks, *, lr, weight_decay, momentum):
-            return super().step(pixels, masks, lr=lr, weight_decay=weight_decay, momentum=1.0)
+        def step(self, *batch: Any, **rates: Any) -> Tensor:
+            return super().step(*batch, **{**rates, "momentum": 1.0})
 
     monkeypatch.setattr(demo, "IJEPAStep", FrozenTeacher)
     console = Console(record=True, width=110, file=io.StringIO())

@@ -1,5 +1,7 @@
 """Peak memory against allocation patterns whose peak is known."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -34,14 +36,14 @@ PATTERNS = [(one_after_the_other, 3 * MIB), (staircase, 6 * MIB), (kept_results,
 
 
 @pytest.mark.parametrize(("pattern", "expected"), PATTERNS)
-def test_peak_is_exact(pattern, expected: int) -> None:
+def test_peak_is_exact(pattern: Callable[[str], object], expected: int) -> None:
     assert peak_memory(lambda: pattern("cpu")) == expected
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("pattern", "expected"), PATTERNS)
-def test_peak_is_exact_on_cuda(pattern, expected: int) -> None:
+def test_peak_is_exact_on_cuda(pattern: Callable[[str], object], expected: int) -> None:
     assert peak_memory(lambda: pattern("cuda"), "cuda") == expected
 
 
