@@ -93,6 +93,8 @@ def run(config: Demo, console: Console) -> int:
         raise ValueError(f"--steps: expected at least {LEAST_STEPS}, got {steps}")
     if not config.output.absolute().parent.is_dir():
         raise FileNotFoundError(f"--output: {config.output.parent} is not a folder")
+    if config.output.is_dir():
+        raise IsADirectoryError(f"--output: expected a file, got the folder {config.output}")
 
     torch.manual_seed(SEED)
     model = models.create(size.model, **size.overrides).to(device)
@@ -104,7 +106,7 @@ def run(config: Demo, console: Console) -> int:
     rows = _time_ops(device, size.op_budget_s, console)
 
     results = DemoResults(
-        setting=_setting(model, size),
+        setting=_setting(model, batches),
         trainings=[float32, bfloat16],
         rows=rows,
         pictures=_pictures(teacher, frames, batches, model.config.patch_size),
@@ -119,12 +121,12 @@ def run(config: Demo, console: Console) -> int:
     return 0 if results.agrees else 1
 
 
-def _setting(model: IJEPA, size: Size) -> str:
+def _setting(model: IJEPA, batches: Sequence[Batch]) -> str:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    patches = (model.config.image_size // model.config.patch_size) ** 2
+    side, patch = model.config.image_size, model.config.patch_size
     return (
-        f"Here a model of {millions:.1f} million parameters saw batches of {size.batch_size} video frames of "
-        f"{model.config.image_size} pixels, {patches} patches each."
+        f"Here a model of {millions:.1f} million parameters saw batches of {len(batches[0].pixels)} frames of "
+        f"{side}x{side} pixels, {(side // patch) ** 2} patches each."
     )
 
 
@@ -135,6 +137,7 @@ def _load(
     image_size, patch_size = model.config.image_size, model.config.patch_size
     dataset = open_folder(folder, image_size=image_size, seed=SEED)
     masks = MultiBlockMasks(image_size // patch_size)
+    batch_size = min(batch_size, len(dataset))
     order = EpochBatches(len(dataset), batch_size, seed=SEED, stop=steps)
     frames = [torch.stack([dataset[key] for key in keys]) for keys in order]
     batches = [
@@ -264,6 +267,8 @@ def main() -> None:
     except (ValueError, OSError) as error:
         print(f"demo: error: {error}", file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        code = 130  # 128 + SIGINT, as a shell reports it
     sys.exit(code)
 
 

@@ -4,7 +4,7 @@ from jepa_fast.bench.measure.case import Case, Trial, run_case
 from jepa_fast.bench.measure.compare import Comparison, Times, compare
 from jepa_fast.bench.measure.error import ErrorCheck, check_error
 from jepa_fast.bench.measure.host import HostOverhead, host_overhead
-from jepa_fast.bench.measure.machine import Machine, fingerprint
+from jepa_fast.bench.measure.machine import Machine, fingerprint, load_average
 from jepa_fast.bench.measure.memory import peak_memory
 from jepa_fast.bench.measure.records import Record, Row, load_record, save_record
 
@@ -22,6 +22,7 @@ __all__ = [
     "compare",
     "fingerprint",
     "host_overhead",
+    "load_average",
     "load_record",
     "peak_memory",
     "run_case",

@@ -67,6 +67,11 @@ def fingerprint() -> Machine:
     )
 
 
+def load_average() -> float | None:
+    """Programs that ran on this machine in the last minute, on average; None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def kernels_hash() -> str:
     """SHA-256 over the paths and contents of the kernel sources in use, 16 hex digits."""
     digest = hashlib.sha256()

@@ -68,6 +68,8 @@ class Record(msgspec.Struct, kw_only=True):
     created: dt.datetime
     command: str
     machine: Machine
+    load_average: float | None
+    """Programs that ran in the minute before, on average; None where the system does not tell."""
     rows: list[Row]
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jepa_fast.bench.measure import Case, Row
 
 BUDGET_S = 4.0  # of one comparison; --quick takes a quarter
+BUSY_SHARE = 0.5  # of the cores: from there on a parallel op waits for cores that others hold
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def run(config: Bench) -> int:
     """0. Raises UsageError for bad input."""
     try:
         from jepa_fast.bench import suites
-        from jepa_fast.bench.measure import Record, fingerprint, save_record
+        from jepa_fast.bench.measure import Record, fingerprint, load_average, save_record
         from jepa_fast.bench.report.terminal import make_console, tables
         from jepa_fast.training.setup import choose_device
     except ModuleNotFoundError as error:
@@ -73,6 +74,14 @@ def run(config: Bench) -> int:
     ]
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
+    machine, load = fingerprint(), load_average()
+    if load is not None and load > machine.cores * BUSY_SHARE:
+        console.print(
+            f"other programs keep this machine busy (load average {load:.1f} on {machine.cores} cores): times and "
+            "ratios will be off",
+            style="yellow",
+            highlight=False,
+        )
     rows = _run_cases(chosen, device, budget, console)
     for table in tables(rows):
         console.print(table)
@@ -80,7 +89,8 @@ def run(config: Bench) -> int:
         record = Record(
             created=dt.datetime.now(dt.UTC),
             command=shlex.join(["jepa-fast", *sys.argv[1:]]),
-            machine=fingerprint(),
+            machine=machine,
+            load_average=load,
             rows=rows,
         )
         console.print(f"saved to {save_record(record, config.results)}", highlight=False, soft_wrap=True)

@@ -90,7 +90,7 @@ class Operation:
         implementation: "auto", or one of `IMPLEMENTATIONS`, which then serves or raises: it is never replaced by
         another one. `JEPA_FAST_IMPLEMENTATION` stands in for "auto".
 
-        Raises ValueError for an unknown name and RuntimeError with every reason if nothing can serve.
+        Raises ValueError for an unknown name, and RuntimeError with the reasons if what was asked for cannot serve.
         """
         source = "implementation"
         if implementation == "auto":
@@ -106,10 +106,8 @@ class Operation:
         return self.module(implementation)
 
     def _automatic(self, device: torch.device, inputs: tuple[Any, ...]) -> ModuleType:
-        for name in _AUTOMATIC.get(device.type, _ELSEWHERE):
-            if not self.why_not(name, device, *inputs):
-                return self.module(name)
-        raise RuntimeError(str(self.explain(device, *inputs)))
+        order = _AUTOMATIC.get(device.type, _ELSEWHERE)
+        return self.module(next(name for name in order if not self.why_not(name, device, *inputs)))
 
     def explain(self, device: torch.device, *inputs: Any) -> Explanation:
         """The choice for `inputs` on `device` under "auto", with every refusal."""

@@ -60,7 +60,9 @@ def record() -> Record:
         suite="ema", op="ema_update_", shape="tiny", dtype="float32", device="cpu", reason="no library"
     )
     created = dt.datetime(2026, 11, 20, 12, 30, tzinfo=dt.UTC)
-    return Record(created=created, command="jepa-fast bench", machine=machine(), rows=[timed, failed])
+    return Record(
+        created=created, command="jepa-fast bench", machine=machine(), load_average=0.2, rows=[timed, failed]
+    )
 
 
 def test_round_trip(tmp_path: Path) -> None:
