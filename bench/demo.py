@@ -99,10 +99,11 @@ def run(config: Demo, console: Console) -> int:
     torch.manual_seed(SEED)
     model = models.create(size.model, **size.overrides).to(device)
     frames, batches = _load(model, config.data or sample_clips_folder(), size.batch_size, steps, device)
-    float32, teacher = _train("float32", model, batches, None, device, console)
+    rates = partial(_rates, steps)
+    float32, teacher = _train("float32", model, batches, rates, None, device, console)
     # As many steps as float32 had time for: its losses are what bfloat16 is held to.
     batches_left = batches[: len(float32.eager.losses)]
-    bfloat16, _ = _train("bfloat16", model, batches_left, float32.eager.losses, device, console)
+    bfloat16, _ = _train("bfloat16", model, batches_left, rates, float32.eager.losses, device, console)
     rows = _time_ops(device, size.op_budget_s, console)
 
     results = DemoResults(
@@ -151,6 +152,7 @@ def _train(
     precision: Precision,
     model: IJEPA,
     batches: Sequence[Batch],
+    rates: Callable[[int], Hyperparameters],
     float32_losses: Sequence[float] | None,
     device: torch.device,
     console: Console,
@@ -168,7 +170,6 @@ def _train(
         "ours": Contestant(ours),
         "again": Contestant(again, reverse=True),
     }
-    rates = partial(_rates, len(batches))
     with _progress(console, f"training, {precision}", len(batches)) as done:
         curves = train_side_by_side(
             contestants, batches, rates, budget_s=TRAINING_BUDGET_S, min_steps=LEAST_STEPS, done=done
@@ -179,7 +180,7 @@ def _train(
     found = agreement(losses["ours"], [losses["eager"], losses["again"]], reference)
     seconds = {name: curve.seconds[WARM_UP_STEPS:] for name, curve in curves.items()}
     times = Comparison.of(seconds["ours"], seconds["eager"], twins=(seconds["eager"], seconds["again"]))
-    one_more = partial(_call_step, batches[0], rates(len(batches) - 1))
+    one_more = partial(_call_step, batches[0], rates(0))
     row = Row(
         suite="demo",
         op="training step",

@@ -11,7 +11,7 @@ from jepa_fast.bench.measure import Row
 from jepa_fast.bench.report.columns import COLUMNS, HOST_COLUMNS, Column, stacked
 
 _STYLES = {"faster": "green", "slower": "red", "cannot tell": "dim"}
-_WIDTH = 124  # what the tables need; used where the output is no terminal that has its own
+_WIDTH = 132  # what the tables need; used where the output is no terminal that has its own
 
 
 def make_console() -> Console:

@@ -1,6 +1,7 @@
 """The demonstration end to end on a tiny model and pictures made here."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_both_ways_agree_and_the_report_is_written(tmp_path: Path, pictures: Pat
     assert "bfloat16: the losses agree at all 5 steps" in text
     assert "times faster" in text
     assert "The losses agree at every step." in output.read_text(encoding="utf-8")
+
+
+def test_where_time_is_short_fewer_steps_are_held_to_the_same_reference(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "TRAINING_BUDGET_S", 0.0)
+    console = Console(record=True, width=110, file=io.StringIO())
+    assert run(Demo(tmp_path / "report.html", data=pictures, steps=30, device="cpu"), console) == 0
+    found = re.search(
+        r"bfloat16: the losses agree at all 4 steps; .* difference (\S+),", console.export_text()
+    )
+    assert found
+    assert float(found[1]) < 1e-3  # another schedule of the learning rate would show
 
 
 def test_a_way_that_computes_something_else_is_an_error(
