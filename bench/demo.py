@@ -113,7 +113,7 @@ def run(config: Demo, console: Console) -> int:
         pictures=_pictures(teacher, frames, batches, model.config.patch_size),
         machine=fingerprint(),
     )
-    for table in tables([float32.row, bfloat16.row, *rows]):
+    for table in tables([float32.row, bfloat16.row, *rows], console.width):
         console.print(table)
     config.output.write_text(demo_page(results), encoding="utf-8")
     for training in results.trainings:

@@ -78,7 +78,12 @@ def _ratio(row: Row) -> str:
 
 
 def _verdict(row: Row) -> str:
-    return row.reason or row.verdict or ""
+    return "not timed" if row.reason else row.verdict or ""
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """One line for every row that was not timed."""
+    return [f"{row.op}, {row.shape}, {row.dtype}: {row.reason}" for row in rows if row.reason]
 
 
 COLUMNS = (
@@ -137,6 +142,6 @@ HOST_COLUMNS = (
     Column(
         "overhead",
         "What the public call adds on the host: checks, choice of implementation, autograd.",
-        lambda row: row.reason if row.host_overhead_us is None else f"{row.host_overhead_us:.1f} us",
+        lambda row: "" if row.host_overhead_us is None else f"{row.host_overhead_us:.1f} us",
     ),
 )

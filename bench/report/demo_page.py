@@ -9,7 +9,7 @@ from jepa_fast.bench.measure import Machine, Row
 from jepa_fast.bench.measure.agreement import Agreement
 from jepa_fast.bench.measure.training import Curve
 from jepa_fast.bench.report import figures
-from jepa_fast.bench.report.columns import COLUMNS, HOST_COLUMNS, stacked
+from jepa_fast.bench.report.columns import COLUMNS, HOST_COLUMNS, reasons, stacked
 from jepa_fast.bench.report.html import definitions, machine_facts, render
 
 
@@ -75,6 +75,7 @@ def demo_page(results: DemoResults) -> str:
         memory_image=figures.memory_bars(compared),
         stacks=stacked(COLUMNS),
         compared_rows=compared,
+        reasons=reasons(rows),
         host_stacks=stacked(HOST_COLUMNS),
         host_rows=[row for row in rows if row.host_overhead_us is not None],
         masks_image=figures.masked_frames(

@@ -83,7 +83,7 @@ def run(config: Bench) -> int:
             highlight=False,
         )
     rows = _run_cases(chosen, device, budget, console)
-    for table in tables(rows):
+    for table in tables(rows, console.width):
         console.print(table)
     if config.save:
         record = Record(

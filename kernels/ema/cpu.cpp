@@ -60,7 +60,9 @@ void ema_update(tvm::ffi::TensorView chunks, double weight, int64_t threads) {
   TVM_FFI_CHECK(chunks.ndim() == 2 && chunks.size(1) == 4, ValueError) << "chunks: expected int64 [rows, 4]";
   const Chunk* table = static_cast<const Chunk*>(chunks.data_ptr());
   const int64_t rows = chunks.size(0);
-#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads)) if (rows > 1)
+  int64_t work = 0;
+  for (int64_t i = 0; i < rows && work <= kParallelFrom; ++i) work += table[i].count;
+#pragma omp parallel for schedule(dynamic) num_threads(static_cast<int>(threads)) if (work > kParallelFrom)
   for (int64_t i = 0; i < rows; ++i) update_chunk(table[i], static_cast<float>(weight));
 }
 

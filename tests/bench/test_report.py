@@ -124,11 +124,11 @@ def test_the_page_says_so_where_curves_disagree() -> None:
     assert "disagree" in text
 
 
-@pytest.mark.parametrize("width", [80, 110, 200])
+@pytest.mark.parametrize("width", [80, 110, 136, 200])
 def test_terminal_tables_hold_every_row(width: int) -> None:
     console = Console(width=width, record=True, file=None, quiet=False)
     with console.capture() as capture:
-        for table in tables([timed_row(), FAILED_ROW, HOST_ROW]):
+        for table in tables([timed_row(), FAILED_ROW, HOST_ROW], width):
             console.print(table)
     text = capture.get()
     assert "2.50x" in text
