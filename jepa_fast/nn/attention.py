@@ -13,8 +13,9 @@ from .layers import Linear
 class _SoftmaxAttention(torch.autograd.Function):
     """Attention that keeps its probabilities for the backward; `qkv [B, N, 3, heads, head_dim]`.
 
-    For training on the CPU, where the backward of `F.scaled_dot_product_attention` is slow. Forward and backward
-    of 64 sequences of 112 tokens, 6 heads of 64: @@FIGURES@@ (torch 2.13).
+    For training on the CPU, where the backward of `F.scaled_dot_product_attention` is slow in bfloat16: forward
+    and backward of 64 sequences of 112 tokens, 6 heads of 64, took 77 ms with it, 20 ms as plain products and
+    softmax under autograd, and 16 ms here (torch 2.13, 2 cores with AMX).
     """
 
     @staticmethod
