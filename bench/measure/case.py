@@ -35,13 +35,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of a suite. `build` makes the tensors on a device; --quick leaves out what is not `quick`."""
+    """One line of a suite. `build` makes the tensors on a device; --quick leaves out what is not `quick`.
+
+    needs_cuda: too large for a processor, or about what only a GPU has; left out elsewhere.
+    """
 
     op: str
     shape: str
     dtype: str
     build: Callable[[torch.device], Trial]
     quick: bool = True
+    needs_cuda: bool = False
 
 
 @full_float32()

@@ -74,7 +74,7 @@ class Record(msgspec.Struct, kw_only=True):
 
     @property
     def file_name(self) -> str:
-        return f"{self.machine.short_name}-{self.created:%Y-%m-%d}.json"
+        return f"{self.machine.short_name}-{self.created:%Y-%m-%d-%H%M%S}.json"
 
 
 class _Version(msgspec.Struct):
@@ -84,8 +84,7 @@ class _Version(msgspec.Struct):
 def save_record(record: Record, folder: Path) -> Path:
     """Write the record as JSON into `folder`, which is made if missing, and return the file's path.
 
-    A second run on the same machine and day replaces the first. Raises OSError if the folder cannot be
-    written.
+    Raises OSError if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file_name

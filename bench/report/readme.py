@@ -1,4 +1,4 @@
-"""Writes the README's tables of figures from the newest record of every machine in bench/results/.
+"""Writes the README's tables of figures from the records in bench/results/: of every suite the newest on each machine.
 
     python -m jepa_fast.bench.report.readme README.md
 
@@ -6,7 +6,10 @@ replaces what stands between the two markers. A record whose hash is not that of
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from jepa_fast.bench.measure import Record, Row, load_record
 from jepa_fast.bench.measure.machine import kernels_hash
@@ -27,12 +30,22 @@ def main(readme: Path, results: Path = RESULTS) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
-    tables = [
-        section(path, load_record(path))
-        for path in sorted(results.glob("*.json"))
-        if path.name != "codegen.json"
-    ]
+    records = {path: load_record(path) for path in results.glob("*.json") if path.name != "codegen.json"}
+    tables = [section(path, record) for path, record in newest(records).items()]
     readme.write_text(before + "\n\n".join([begin, *tables, end]) + after)
+
+
+def newest(records: Mapping[Path, Record]) -> dict[Path, Record]:
+    """The records in order of machine and time, each with the suites alone that no later one has run again."""
+    kept: dict[Path, Record] = {}
+    seen: set[tuple[str, str]] = set()
+    for path, record in sorted(records.items(), key=lambda item: item[1].created, reverse=True):
+        name = record.machine.short_name
+        rows = [row for row in record.rows if row.ratio is not None and (name, row.suite) not in seen]
+        if rows:
+            kept[path] = replace(record, rows=rows)
+        seen |= {(name, row.suite) for row in record.rows}
+    return dict(sorted(kept.items(), key=lambda item: (item[1].machine.short_name, item[1].created)))
 
 
 def section(path: Path, record: Record) -> str:
@@ -43,7 +56,7 @@ def section(path: Path, record: Record) -> str:
         f"`{record.command}` on {machine.cpu}, {machine.threads} threads, torch {machine.torch}, "
         f"{record.created:%Y-%m-%d} ([record]({path.as_posix()})).{stale}"
     )
-    rows = [line(row) for row in record.rows if row.ratio is not None]
+    rows = [line(row) for row in record.rows]
     return "\n".join([title, "", cells(HEADINGS), cells(["---"] * len(HEADINGS)), *rows])
 
 

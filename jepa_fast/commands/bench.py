@@ -70,7 +70,7 @@ def run(config: Bench) -> int:
         (name, case)
         for name in config.suites or known
         for case in suites.load(name).cases()
-        if case.quick or not config.quick
+        if (case.quick or not config.quick) and (device.type == "cuda" or not case.needs_cuda)
     ]
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()

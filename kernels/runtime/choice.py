@@ -68,6 +68,7 @@ class Operation:
         self._package = package
         self._module_names = {"triton": triton, "native": native, "reference": reference}
         self._loaded: dict[str, ModuleType] = {}
+        self._candidates: dict[torch.device, tuple[ModuleType, ...]] = {}
 
     def module(self, implementation: str) -> ModuleType:
         """The module of `implementation`, imported on first use."""
@@ -106,8 +107,16 @@ class Operation:
         return self.module(implementation)
 
     def _automatic(self, device: torch.device, inputs: tuple[Any, ...]) -> ModuleType:
-        order = _AUTOMATIC.get(device.type, _ELSEWHERE)
-        return self.module(next(name for name in order if not self.why_not(name, device, *inputs)))
+        # Every call comes by here, so what the platform can do is looked up once per device.
+        candidates = self._candidates.get(device)
+        if candidates is None:
+            names = (name for name in _AUTOMATIC.get(device.type, _ELSEWHERE) if self._module_names[name])
+            able = (self.module(name) for name in names if not _PLATFORM_WHY_NOT[name](device))
+            candidates = self._candidates[device] = tuple(able)
+        for module in candidates:
+            if not module.why_not(*inputs):
+                return module
+        raise AssertionError(f"the reference of {self.name} refuses nothing")
 
     def explain(self, device: torch.device, *inputs: Any) -> Explanation:
         """The choice for `inputs` on `device` under "auto", with every refusal."""

@@ -67,7 +67,7 @@ def record() -> Record:
 
 def test_round_trip(tmp_path: Path) -> None:
     path = save_record(record(), tmp_path / "new" / "folder")
-    assert path.name == "intel-xeon-platinum-8488c-cpu-2-40ghz-2-cores-2026-11-20.json"
+    assert path.name == "intel-xeon-platinum-8488c-cpu-2-40ghz-2-cores-2026-11-20-123000.json"
     assert load_record(path) == record()
 
 

@@ -1,0 +1,57 @@
+"""The README shows the newest figures of every suite, and changes nothing but what stands between its markers."""
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from jepa_fast.bench.measure import Record, Row, Times, fingerprint, save_record
+from jepa_fast.bench.report import readme
+
+
+def dated(day: int, *suites: str, cpu: str = "Some CPU") -> Record:
+    """A record of that day with a measured and a failed row of every suite."""
+    rows = []
+    for suite in suites:
+        failed = Row(
+            suite=suite, op="op", shape=f"{suite} of day {day}", dtype="float32", device="cpu", reason="no"
+        )
+        times = {"time": Times(1.0, 1.0, 1.0, 9), "baseline_time": Times(2.0, 2.0, 2.0, 9)}
+        rows += [failed, replace(failed, reason="", ratio=2.0, ratio_low=1.9, ratio_high=2.1, **times)]
+    return Record(
+        created=dt.datetime(2026, 11, day, tzinfo=dt.UTC),
+        command="jepa-fast bench",
+        machine=replace(fingerprint(), cpu=cpu, gpu=None),
+        load_average=None,
+        rows=rows,
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for one in (dated(1, "ema", "old"), dated(2, "ema", "new"), dated(1, "ema", cpu="Another CPU")):
+        save_record(one, folder)
+    return folder
+
+
+def test_the_newest_row_of_every_suite_and_machine_is_shown(tmp_path: Path, results: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text(f"before {readme.BEGIN} stale figures {readme.END} after")
+    readme.main(page, results)
+    text = page.read_text()
+    assert text.startswith(f"before {readme.BEGIN}")
+    assert text.endswith(f"{readme.END} after")
+    assert "stale figures" not in text
+    shown = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert shown == ["ema of day 1", "old of day 1", "ema of day 2", "new of day 2"]
+    assert text.index("Another CPU") < text.index("Some CPU")
+
+
+def test_a_page_without_markers_is_refused(tmp_path: Path, results: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("no figures here")
+    with pytest.raises(ValueError, match="expected the markers"):
+        readme.main(page, results)
+    assert page.read_text() == "no figures here"
