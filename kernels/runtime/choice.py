@@ -5,6 +5,7 @@ CPU) and `reference` (plain PyTorch). A module answers `why_not(*inputs) -> list
 Modules are imported on first need, so Triton is never loaded on a machine that cannot run it.
 """
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -28,6 +29,12 @@ _PLATFORM_WHY_NOT: dict[str, Callable[[torch.device], list[str]]] = {
     "native": native.why_not,
     "reference": lambda device: [],
 }
+
+
+@functools.cache
+def _able(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries on `device` and the platform can run; looked up once, as every call of an op comes by here."""
+    return tuple(n for n in _AUTOMATIC.get(device.type, _ELSEWHERE) if not _PLATFORM_WHY_NOT[n](device))
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,6 @@ class Operation:
         self._package = package
         self._module_names = {"triton": triton, "native": native, "reference": reference}
         self._loaded: dict[str, ModuleType] = {}
-        self._candidates: dict[torch.device, tuple[ModuleType, ...]] = {}
 
     def module(self, implementation: str) -> ModuleType:
         """The module of `implementation`, imported on first use."""
@@ -107,14 +113,8 @@ class Operation:
         return self.module(implementation)
 
     def _automatic(self, device: torch.device, inputs: tuple[Any, ...]) -> ModuleType:
-        # Every call comes by here, so what the platform can do is looked up once per device.
-        candidates = self._candidates.get(device)
-        if candidates is None:
-            names = (name for name in _AUTOMATIC.get(device.type, _ELSEWHERE) if self._module_names[name])
-            able = (self.module(name) for name in names if not _PLATFORM_WHY_NOT[name](device))
-            candidates = self._candidates[device] = tuple(able)
-        for module in candidates:
-            if not module.why_not(*inputs):
+        for name in _able(device):
+            if self._module_names[name] is not None and not (module := self.module(name)).why_not(*inputs):
                 return module
         raise AssertionError(f"the reference of {self.name} refuses nothing")
 

@@ -7,7 +7,7 @@ import torch
 
 import jepa_fast
 from jepa_fast import ema_update_, explain, latent_prediction_loss
-from jepa_fast.kernels.runtime import native, rooms, triton_support
+from jepa_fast.kernels.runtime import choice, native, rooms, triton_support
 from jepa_fast.kernels.runtime.choice import ENVIRONMENT_VARIABLE, Operation
 
 
@@ -25,9 +25,11 @@ def no_library(monkeypatch: pytest.MonkeyPatch):
     """An installation that was built without a C++ compiler."""
     monkeypatch.setattr(native, "library_path", lambda: None)
     native._load.cache_clear()
+    choice._able.cache_clear()
     native.function.cache_clear()
     yield
     native._load.cache_clear()
+    choice._able.cache_clear()
     native.function.cache_clear()
 
 
