@@ -25,13 +25,13 @@ RATES = Hyperparameters(lr=2e-4, weight_decay=0.04, momentum=0.996)  # at the st
 
 def cases() -> Iterator[Case]:
     for precision in ("bfloat16", "float32"):
-        build = partial(_build, precision)
+        build = partial(build, precision)
         yield Case(
             "training step", f"{MODEL} B={BATCH_SIZE}", precision, build, quick=precision == "bfloat16"
         )
 
 
-def _build(precision: Precision, device: torch.device) -> Trial:
+def build(precision: Precision, device: torch.device) -> Trial:
     torch.manual_seed(0)
     model = models.create(MODEL)
     side, patch = model.config.image_size, model.config.patch_size

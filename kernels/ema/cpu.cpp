@@ -39,7 +39,7 @@ JEPA_FAST_INLINE void lerp_chunk(const Chunk& chunk, float weight) {
   }
 }
 
-JEPA_FAST_CLONES void update_chunk(const Chunk& chunk, float weight) {
+JEPA_FAST_CLONES_256 void update_chunk(const Chunk& chunk, float weight) {
   switch (chunk.kind) {
     case 0: return lerp_chunk<float, float>(chunk, weight);
     case 1: return lerp_chunk<float, bfloat16>(chunk, weight);

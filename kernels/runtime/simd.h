@@ -12,8 +12,11 @@
 
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define JEPA_FAST_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// For kernels that only stream memory: 256-bit accesses were measured 8 % faster than 512-bit ones on AMD.
+#define JEPA_FAST_CLONES_256 __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define JEPA_FAST_CLONES
+#define JEPA_FAST_CLONES_256
 #endif
 // Helpers are always inlined: only then are they compiled for the instruction set of the clone that uses them.
 #define JEPA_FAST_INLINE static inline __attribute__((always_inline))
