@@ -30,13 +30,21 @@ class Bench:
     Exit code: 0, or 2 for bad usage; a slower result is no failure.
     """
 
-    suites: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SUITE ...]")] = ()
-    """Suites to run; all of them if none is named."""
+    suites: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[SUITE ...]", help_behavior_hint="(default: all)"),
+    ] = ()
+    """Suites to run."""
     quick: bool = False
     """Fewer cases and a quarter of the time for each."""
-    budget: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
-    """Time for one comparison; a few calls of each side are made even when that takes longer.
-    4 seconds by default."""
+    budget: Annotated[
+        float | None,
+        tyro.conf.arg(
+            metavar="SECONDS", help_behavior_hint=f"(default: {BUDGET_S:g}, a quarter with --quick)"
+        ),
+    ] = None
+    """Time for one comparison; a few calls of each side are made even when that takes longer."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; auto takes CUDA where it is there."""
     save: bool = False
