@@ -1,0 +1,55 @@
+"""SIGReg on the CPU: projections by PyTorch, what happens at the knots in C++ (cpu.cpp)."""
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from ..runtime import native
+from . import pipeline
+from .quadrature import Quadrature
+from .settings import Settings
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# 256 rows are summed in float32, their sums in float64. It is no multiple of the threads: sums must not depend on them.
+_ROWS = 256
+
+
+def why_not(x: Tensor) -> list[str]:
+    if x.dtype not in _TYPES:
+        return [f"x is {x.dtype}; the kernel takes float32, bfloat16 and float16"]
+    return []
+
+
+def loss_and_gradient(
+    x: Tensor,
+    directions: Tensor | None,
+    seed: int | Tensor,
+    settings: Settings,
+    group: torch.distributed.ProcessGroup | None,
+    wants_gradient: bool,
+) -> tuple[Tensor, Tensor | None]:
+    return pipeline.loss_and_gradient(_Kernels(), x, directions, seed, settings, group, wants_gradient)
+
+
+class _Kernels(pipeline.Kernels):
+    slices_at_a_time = 256  # 2 MB of projections at N = 2048: they stay in the cache from one pass to the next
+
+    def directions(self, seed: int | Tensor, features: int, slices: int, device: torch.device) -> Tensor:
+        drawn = torch.empty((features, slices), dtype=torch.float32)
+        native.function("sigreg_directions")(drawn, int(seed), torch.get_num_threads())
+        return drawn
+
+    def project(self, x: Tensor, directions: Tensor) -> Tensor:
+        return torch.mm(x.float(), directions.float())
+
+    def sums(self, projections: Tensor, rule: Quadrature) -> Tensor:
+        views, rows, slices = projections.shape
+        sums = torch.empty((-(-rows // _ROWS), 2, views, rule.multiples, slices), dtype=torch.float32)
+        native.function("sigreg_sums")(projections, sums, rule.turns, _ROWS, torch.get_num_threads())
+        return sums
+
+    def slopes(self, projections: Tensor, differences: Tensor, rule: Quadrature) -> Tensor:
+        native.function("sigreg_slopes")(
+            projections, differences, rule.turns, _ROWS, torch.get_num_threads()
+        )
+        return projections
