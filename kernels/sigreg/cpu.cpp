@@ -66,14 +66,16 @@ JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int6
     for (int64_t row = 0; row < count; ++row)
       powers[row] = powers_of(load(projection + (start + row) * row_stride, lanes), turns);
     for (int64_t group = 0; group < groups; ++group) {
-      f32x16 local[kPerGroup];
-      std::memcpy(local, &sums[group * kPerGroup * kLanes], sizeof(local));
+      f32x16 local[kPerGroup] = {};  // summed apart: products of size 1/2 may cancel in the end
       for (int64_t row = 0; row < count; ++row) {
         const Powers& p = powers[row];
         centre[row] = group ? centre[row] * p.five : p.three;
         accumulate(local, centre[row], p.one, p.two);
       }
-      std::memcpy(&sums[group * kPerGroup * kLanes], local, sizeof(local));
+      for (int64_t i = 0; i < kPerGroup; ++i) {
+        float* place = &sums[(group * kPerGroup + i) * kLanes];
+        store(place, load(place) + local[i]);
+      }
     }
     if (shape.tail()) {
       float* last = &sums[groups * kPerGroup * kLanes];
