@@ -13,6 +13,10 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # 256 rows are summed in float32, their sums in float64. It is no multiple of the threads: sums must not depend on them.
 _ROWS = 256
 
+# 16 MB of projections: they stay in the last-level cache, and the slices of a usual batch are taken in one go. A
+# matrix product with fewer than 64 columns is a slow one.
+_VALUES, _FEWEST_SLICES = 1 << 22, 64
+
 
 def why_not(x: Tensor) -> list[str]:
     if x.dtype not in _TYPES:
@@ -32,7 +36,8 @@ def loss_and_gradient(
 
 
 class _Kernels(pipeline.Kernels):
-    slices_at_a_time = 256  # 2 MB of projections at N = 2048: they stay in the cache from one pass to the next
+    def slices_at_a_time(self, rows: int) -> int:
+        return max(_FEWEST_SLICES, _VALUES // max(1, rows))
 
     def directions(self, seed: int | Tensor, features: int, slices: int, device: torch.device) -> Tensor:
         drawn = torch.empty((features, slices), dtype=torch.float32)

@@ -13,8 +13,9 @@ from .settings import Settings
 class Kernels(ABC):
     """What an implementation brings. Projections are [views, N, M], contiguous."""
 
-    slices_at_a_time: int | None = None
-    """Slices whose projections exist at the same time; None for all of them."""
+    def slices_at_a_time(self, rows: int) -> int | None:
+        """Slices whose projections of `rows` rows exist at the same time; None for all of them."""
+        return None
 
     @abstractmethod
     def directions(self, seed: int | Tensor, features: int, slices: int, device: torch.device) -> Tensor:
@@ -35,8 +36,8 @@ class Kernels(ABC):
         differences: float32 [2, views, multiples, M].
         """
 
-    def back(self, slopes: Tensor, directions: Tensor, gradient: Tensor) -> None:
-        """gradient [rows, D] += slopes [rows, M] @ directions^T, float32."""
+    def back(self, slopes: Tensor, directions: Tensor, gradient: Tensor, dtype: torch.dtype) -> None:
+        """gradient [rows, D] += slopes [rows, M] @ directions^T, float32. dtype: that of x."""
         gradient.addmm_(slopes, directions.float().t())
 
 
@@ -60,7 +61,7 @@ def loss_and_gradient(
     knots, weights, targets = (table.unsqueeze(1) for table in rule.tables(x.device))
     reducing = group if form.reduced else None
     # One collective needs all sums before the first difference is known.
-    width = kernels.slices_at_a_time if reducing is None and kernels.slices_at_a_time else slices
+    width = (kernels.slices_at_a_time(views * rows) if reducing is None else None) or slices
 
     flat = x.reshape(views * rows, features)
     error = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -84,7 +85,7 @@ def loss_and_gradient(
             else:
                 slopes = kernels.slopes(projections.clone(), differences, rule)
                 _through_standardization(slopes, projections, deviation)
-            kernels.back(slopes.view(views * rows, -1), some, gradient)
+            kernels.back(slopes.view(views * rows, -1), some, gradient, x.dtype)
         del projections
     scale = (count if form.scaled else 1.0) * (1 if form.reduced else settings.world_size) / (views * slices)
     if gradient is not None:
