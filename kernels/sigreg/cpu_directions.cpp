@@ -59,8 +59,9 @@ JEPA_FAST_INLINE f32x16 square_root(f32x16 value) {
 // Box and Muller: two standard normal numbers from two words.
 JEPA_FAST_INLINE Rotation normal_pair(u32x16 first, u32x16 second) {
   const f32x16 radius = square_root(-2.0f * log_of_24_bits((first >> 9) * 2u + 1u));
-  const f32x16 turns = __builtin_convertvector(reinterpret_cast<i32x16>(second >> 8), f32x16) * 0x1p-24f;
-  const Rotation angle = rotation(select(turns > 0.5f, turns - 1.0f, turns));
+  const f32x16 quarters = __builtin_convertvector(reinterpret_cast<i32x16>(second >> 8), f32x16) * 0x1p-22f;
+  const Rounded whole = nearest(quarters);
+  const Rotation angle = rotation(quarters - whole.value, whole.integer);
   return {radius * angle.cosine, radius * angle.sine};
 }
 

@@ -39,13 +39,10 @@ class _Kernels(pipeline.Kernels):
     def slices_at_a_time(self, rows: int) -> int:
         return max(_FEWEST_SLICES, _VALUES // max(1, rows))
 
-    def directions(self, seed: int | Tensor, features: int, slices: int, device: torch.device) -> Tensor:
+    def directions(self, seed: int | Tensor, features: int, slices: int, like: Tensor) -> Tensor:
         drawn = torch.empty((features, slices), dtype=torch.float32)
         native.function("sigreg_directions")(drawn, int(seed), torch.get_num_threads())
         return drawn
-
-    def project(self, x: Tensor, directions: Tensor) -> Tensor:
-        return torch.mm(x.float(), directions.float())
 
     def sums(self, projections: Tensor, rule: Quadrature) -> Tensor:
         views, rows, slices = projections.shape

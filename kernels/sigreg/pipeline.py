@@ -11,34 +11,39 @@ from .settings import Settings
 
 
 class Kernels(ABC):
-    """What an implementation brings. Projections are [views, N, M], contiguous."""
+    """What an implementation brings. Projections are [views, N, M], contiguous, float32 (float64 if x is)."""
 
     def slices_at_a_time(self, rows: int) -> int | None:
         """Slices whose projections of `rows` rows exist at the same time; None for all of them."""
         return None
 
     @abstractmethod
-    def directions(self, seed: int | Tensor, features: int, slices: int, device: torch.device) -> Tensor:
-        """Those of philox.py, float32 [features, slices]."""
-
-    @abstractmethod
-    def project(self, x: Tensor, directions: Tensor) -> Tensor:
-        """x [rows, D] @ directions [D, M], float32."""
+    def directions(self, seed: int | Tensor, features: int, slices: int, like: Tensor) -> Tensor:
+        """Those of philox.py [features, slices], on the device of `like`, at least as exact as float32."""
 
     @abstractmethod
     def sums(self, projections: Tensor, rule: Quadrature) -> Tensor:
-        """Sums of cosines and sines over parts of the rows, float32 [parts, 2, views, multiples, M]."""
+        """Sums of cosines and sines over parts of the rows [parts, 2, views, multiples, M]."""
 
     @abstractmethod
     def slopes(self, projections: Tensor, differences: Tensor, rule: Quadrature) -> Tensor:
-        """Sum over j of differences[1] cos(t_j y) - differences[0] sin(t_j y), float32; may overwrite projections.
+        """Sum over j of differences[1] cos(t_j y) - differences[0] sin(t_j y) like y; may overwrite projections.
 
-        differences: float32 [2, views, multiples, M].
+        differences: [2, views, multiples, M] in the dtype of projections, contiguous.
         """
 
+    def project(self, x: Tensor, directions: Tensor) -> Tensor:
+        """x [rows, D] @ directions [D, M]."""
+        dtype = working_dtype(x)
+        return torch.mm(x.to(dtype), directions.to(dtype))
+
     def back(self, slopes: Tensor, directions: Tensor, gradient: Tensor, dtype: torch.dtype) -> None:
-        """gradient [rows, D] += slopes [rows, M] @ directions^T, float32. dtype: that of x."""
-        gradient.addmm_(slopes, directions.float().t())
+        """gradient [rows, D] += slopes [rows, M] @ directions^T. dtype: that of x."""
+        gradient.addmm_(slopes, directions.to(slopes.dtype).t())
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def loss_and_gradient(
@@ -50,12 +55,12 @@ def loss_and_gradient(
     group: torch.distributed.ProcessGroup | None,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """x [views, N, D] -> (loss, d loss / d x or None), float32."""
+    """x [views, N, D] -> (loss, d loss / d x or None), float32 (float64 if x is)."""
     x = x.detach()
     views, rows, features = x.shape
-    form = settings.form
+    form, working = settings.form, working_dtype(x)
     if directions is None:
-        directions = kernels.directions(seed, features, settings.num_slices, x.device)
+        directions = kernels.directions(seed, features, settings.num_slices, x)
     slices = directions.shape[1]
     rule = quadrature(settings, rows)
     knots, weights, targets = (table.unsqueeze(1) for table in rule.tables(x.device))
@@ -65,7 +70,7 @@ def loss_and_gradient(
 
     flat = x.reshape(views * rows, features)
     error = torch.zeros((), dtype=torch.float64, device=x.device)
-    gradient = torch.zeros(flat.shape, dtype=torch.float32, device=x.device) if wants_gradient else None
+    gradient = torch.zeros(flat.shape, dtype=working, device=x.device) if wants_gradient else None
     count: float | Tensor = float(rows)
     for start in range(0, slices, width):
         some = directions[:, start : start + width]
@@ -79,7 +84,7 @@ def loss_and_gradient(
         # One dimension after the other: the order of addition does not depend on the number of threads.
         error += (sums.square() * weights).sum(0).sum(0).sum(0).sum(0)
         if gradient is not None and rows:
-            differences = (sums * (weights * knots)).float()
+            differences = (sums * (weights * knots)).to(working)
             if deviation is None:
                 slopes = kernels.slopes(projections, differences, rule)
             else:
@@ -91,7 +96,7 @@ def loss_and_gradient(
     if gradient is not None:
         factor = 2.0 * scale / count * (settings.world_size if settings.averaged_gradients else 1)
         gradient = gradient.mul_(factor).view(x.shape)
-    return (error * scale).float(), gradient
+    return (error * scale).to(working), gradient
 
 
 def _all_reduce(sums: Tensor, rows: int, group: torch.distributed.ProcessGroup) -> tuple[Tensor, Tensor]:

@@ -36,10 +36,6 @@ class Quadrature(NamedTuple):
         """Full turns of the first knot's phase per unit of the projection."""
         return self.step / (2.0 * math.pi)
 
-    def knots(self, like: Tensor) -> Tensor:
-        """The knots [multiples] on the device and in the dtype of `like`."""
-        return _tensors(self, like.device)[0].to(like.dtype)
-
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Knots, weights and targets, float64 [multiples] on `device`; made once, as a copy stops the stream."""
         return _tensors(self, device)

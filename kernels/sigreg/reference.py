@@ -1,22 +1,25 @@
 """SIGReg in plain PyTorch: the oracle, and the fallback.
 
-    y_nm = sum over d of x_nd A_dm                                      projections on unit directions
+    y_nm = sum over d of x_nd A_dm                                   projections on unit directions
     C_jm = mean over n of cos(t_j y_nm),  S_jm = mean over n of sin(t_j y_nm)
-    loss = N * mean over m of sum over j of w_j [(C_jm - phi_j)^2 + S_jm^2]   phi_j = exp(-t_j^2 / 2)
+    loss = N * mean over m of sum over j of w_j [(C_jm - phi_j)^2 + S_jm^2]             phi_j = exp(-t_j^2 / 2)
 
-(LeJEPA, arXiv 2511.08544: the Epps-Pulley statistic of each slice by the trapezoid rule with the window exp(-t^2 / 2);
-quadrature.py lists t, w and phi.) Slices are taken a few at a time, as [N, M, knots] would fill the memory.
+    d loss / d y_nm = 2 / M * sum over j of w_j t_j [S_jm cos(t_j y_nm) - (C_jm - phi_j) sin(t_j y_nm)]
+
+(LeJEPA, arXiv 2511.08544: the Epps-Pulley statistic of each slice by the trapezoid rule with the window exp(-t^2 / 2).)
+quadrature.py lists t, w and phi, pipeline.py has the rest of the formula; here is what happens at the knots, one knot
+after the other, in the dtype of the projections.
 """
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from . import philox
-from .quadrature import DEVIATION_EPS, Quadrature, quadrature
+from . import philox, pipeline
+from .quadrature import Quadrature
 from .settings import Settings
 
-_ELEMENTS = 1 << 23  # of y * t at a time
+_VALUES = 1 << 22  # projections at a time
 
 
 def why_not(x: Tensor) -> list[str]:
@@ -31,53 +34,29 @@ def loss_and_gradient(
     group: torch.distributed.ProcessGroup | None,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """x [views, N, D] -> (loss [], d loss / d x or None), float64 if x is, else float32."""
-    working = torch.float64 if x.dtype == torch.float64 else torch.float32
-    x = x.detach().to(working)
-    if directions is None:
-        directions = philox.directions(seed, x.shape[2], settings.num_slices, x)
-    directions = directions.to(working)
-    rule = quadrature(settings, x.shape[1])
-    width = max(1, _ELEMENTS // max(1, x.shape[0] * x.shape[1] * rule.multiples))
-    parts = [directions[:, i : i + width] for i in range(0, directions.shape[1], width)]
-
-    with torch.no_grad():
-        sums = torch.cat([_sums(x, part, rule, settings) for part in parts], dim=2)
-        count = torch.full((1,), x.shape[1], dtype=working, device=x.device)
-        if group is not None and settings.form.reduced:
-            packed = torch.cat([sums.flatten(), count])
-            torch.distributed.all_reduce(packed, group=group)
-            sums, count = packed[:-1].view_as(sums), packed[-1:]
-    with torch.set_grad_enabled(wants_gradient):
-        sums.requires_grad_(wants_gradient)
-        loss = _loss(sums, count, rule, settings)
-        if not wants_gradient:
-            return loss, None
-        (by_sums,) = torch.autograd.grad(loss, sums)
-        gradient = torch.zeros_like(x)
-        for part, slope in zip(parts, by_sums.split(width, dim=2), strict=True):
-            leaf = x.requires_grad_()
-            gradient += torch.autograd.grad(_sums(leaf, part, rule, settings), leaf, slope)[0]
-    factor = settings.world_size if settings.averaged_gradients else 1
-    return loss.detach(), gradient * factor
+    return pipeline.loss_and_gradient(_Kernels(), x, directions, seed, settings, group, wants_gradient)
 
 
-def _sums(x: Tensor, directions: Tensor, rule: Quadrature, settings: Settings) -> Tensor:
-    """Sums over N of cos(t y) and sin(t y): [2, views, M, knots]."""
-    projected = x @ directions
-    if settings.form.standardized:
-        deviation, mean = torch.std_mean(projected, dim=1, keepdim=True)
-        projected = (projected - mean) / (deviation + DEVIATION_EPS)
-    phases = projected.unsqueeze(-1) * rule.knots(projected)
-    return torch.stack([phases.cos().sum(1), phases.sin().sum(1)])
+class _Kernels(pipeline.Kernels):
+    def slices_at_a_time(self, rows: int) -> int:
+        return max(1, _VALUES // max(1, rows))
 
+    def directions(self, seed: int | Tensor, features: int, slices: int, like: Tensor) -> Tensor:
+        return philox.directions(seed, features, slices, like)
 
-def _loss(sums: Tensor, count: Tensor, rule: Quadrature, settings: Settings) -> Tensor:
-    _, weights, targets = (table.to(sums.dtype) for table in rule.tables(sums.device))
-    real, imaginary = sums / count
-    statistic = ((real - targets).square() + imaginary.square()) @ weights  # [views, M]
-    if settings.form.scaled:
-        statistic = statistic * count
-        if not settings.form.reduced:
-            statistic = statistic * settings.world_size
-    return statistic.mean()
+    def sums(self, projections: Tensor, rule: Quadrature) -> Tensor:
+        knots, _, _ = rule.tables(projections.device)
+        sums = []
+        for knot in knots.to(projections.dtype):
+            phases = projections * knot
+            sums.append(torch.stack([phases.cos().sum(1), phases.sin().sum(1)]))  # [2, views, M]
+        return torch.stack(sums, dim=2).unsqueeze(0)
+
+    def slopes(self, projections: Tensor, differences: Tensor, rule: Quadrature) -> Tensor:
+        knots, _, _ = rule.tables(projections.device)
+        slopes = torch.zeros_like(projections)
+        for j, knot in enumerate(knots.to(projections.dtype)):
+            phases = projections * knot
+            real, imaginary = differences[:, :, j].unsqueeze(2)  # [views, 1, M]
+            slopes += imaginary * phases.cos() - real * phases.sin()
+        return slopes

@@ -16,11 +16,8 @@ _BLOCK_M, _BLOCK_QUADS = 16, 32  # 64 programs for 1024 directions; a quad is fo
 
 
 @triton.jit
-def rotation(b_turns):
-    """The cosine and sine of 2 pi turns, |turns| at most 1/2; trigonometry.h has the same and says why."""
-    b_shifted = b_turns * 4.0 + 12582912.0  # 1.5 * 2^23: the nearest integer in the low bits
-    b_r = b_turns * 4.0 - (b_shifted - 12582912.0)
-    quadrant = b_shifted.to(tl.int32, bitcast=True)
+def rotation(b_r, quadrant):
+    """cos and sin of pi / 2 (quadrant + r), |r| at most 1/2; trigonometry.h has the same and says why."""
     square = b_r * b_r
     tail = tl.fma(
         tl.fma(tl.fma(1.58292125072e-4, square, -4.68131327138e-3), square, 7.96925911117e-2),
@@ -53,8 +50,9 @@ def _normal_pair(first, second):
     tail = (((square * 0.111111111 + 0.142857143) * square + 0.2) * square + 0.333333333) * square
     logarithm = (exponent - 24).to(tl.float32) * 0.693147180559945 + 2.0 * (t + t * tail)
     radius = tl.sqrt(-2.0 * logarithm)
-    turns = (second >> 8).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08
-    cosine, sine = rotation(tl.where(turns > 0.5, turns - 1.0, turns))
+    quarters = (second >> 8).to(tl.int32).to(tl.float32) * 2.384185791015625e-07  # 2^-22
+    whole = tl.floor(quarters + 0.5)
+    cosine, sine = rotation(quarters - whole, whole.to(tl.int32))
     return radius * cosine, radius * sine
 
 

@@ -8,8 +8,10 @@ polynomials of `_rotation` cost as much as the hardware's sine would, which is t
 # mypy: allow-untyped-defs
 import functools
 import itertools
+import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 import torch.distributed
 import triton
@@ -30,15 +32,19 @@ _GROUP = 5  # multiples of a phase round one centre; cpu.cpp and README.md say w
 # What one launch covers: 16 is one more than three groups, and as many intervals as 17 knots have.
 _FORMS = {5: (1, False), 10: (2, False), 16: (3, True)}
 _MOST_MULTIPLES = max(_FORMS)
+_MOST_VIEWS = 65_535  # CUDA's limit of a grid's third dimension
 
 
 @triton.jit
-def _fraction_of_turns(b_value, high, low):
-    """value * (high + low) less a whole number of turns, in [-1/2, 1/2]; not a number if value is not finite."""
+def _rotation(b_value, high, low):
+    """exp(i pi / 2 value (high + low)); not a number if value is not finite."""
     whole = tl.floor(tl.fma(b_value, high, 0.5))
-    fraction = tl.fma(b_value, high, -whole)  # the product is never rounded
-    fraction = tl.fma(b_value, low, fraction)
-    return fraction - tl.floor(fraction + 0.5)  # a second time for values so large that `low` counts turns
+    remainder = tl.fma(b_value, high, -whole)  # the product is never rounded
+    remainder = tl.fma(b_value, low, remainder)
+    more = tl.floor(remainder + 0.5)  # 0 but for values so large that `low` counts quarters
+    quarters = tl.fma(tl.floor(whole * 0.25), -4.0, whole) + more  # exact
+    # Adding 1.5 * 2^23 leaves the integer in the low bits.
+    return rotation(remainder - more, (quarters + 12582912.0).to(tl.int32, bitcast=True))
 
 
 @triton.jit
@@ -49,14 +55,16 @@ def _times(a, b):
 @triton.jit
 def _powers(b_projection, high, low):
     """The rotations by 1, 2, 3 and 5 times the phase."""
-    one = rotation(_fraction_of_turns(b_projection, high, low))
-    two = _times(one, one)
-    three = _times(two, one)
+    one = _rotation(b_projection, high, low)
+    # By the sine, whose rounding error is smaller than the cosine's in small phases (cpu.cpp).
+    twice = one[1] + one[1]
+    two = (tl.fma(-twice, one[1], 1.0), twice * one[0])
+    three = (one[0] * tl.fma(two[0], 2.0, -1.0), one[1] * tl.fma(two[0], 2.0, 1.0))
     return one, two, three, _times(two, three)
 
 
 @triton.jit
-def _skip(centre, two, three, tile):
+def _skip(centre, two, tile):
     """centre, turned on by 16 phases for each tile."""
     four = _times(two, two)
     eight = _times(four, four)
@@ -99,26 +107,25 @@ def _put_group(p_sums, part_size, slices, centre, multiples, sums, m_m):
     _put(p_sums, part_size, slices, centre - 2, multiples, sums[6] + sums[7], sums[8] - sums[9], m_m)
 
 
-@triton.jit(do_not_specialize=("rows", "chunks", "multiples"))
+@triton.jit(do_not_specialize=("rows", "multiples", "tile"))
 def sigreg_sums_kernel(
     p_projections,  # float32 [views, N, M]
     p_sums,  # float32 [chunks, 2, views, J, M]
     views,
     rows,
     slices,
-    chunks,
     multiples,  # J
-    turns_high,
-    turns_low,
+    tile,
+    quarters_high,
+    quarters_low,
     GROUPS: tl.constexpr,
     TAIL: tl.constexpr,
-    TILED: tl.constexpr,
+    TILED: tl.constexpr,  # multiples from 16 * tile on
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    i_view, i_chunk = tl.program_id(1) // chunks, tl.program_id(1) % chunks
-    i_tile = tl.program_id(2)
-    o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_chunk, i_view = tl.program_id(0), tl.program_id(2)
+    o_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < slices
     first = i_chunk * ROWS
     count = tl.minimum(ROWS, rows - first)
@@ -131,10 +138,10 @@ def sigreg_sums_kernel(
         b_projection = b_next
         p_row += slices
         b_next = tl.load(p_row, mask=m_m & (row + 1 < count), other=0.0)  # [BLOCK_M]
-        one, two, three, five = _powers(b_projection, turns_high, turns_low)
+        one, two, three, five = _powers(b_projection, quarters_high, quarters_low)
         centre = three
         if TILED:
-            centre = _skip(centre, two, three, i_tile)
+            centre = _skip(centre, two, tile)
         group_0 = _accumulate(group_0, centre, one, two)
         if GROUPS > 1:
             centre = _times(centre, five)
@@ -146,8 +153,8 @@ def sigreg_sums_kernel(
             last = _times(centre, three)
             tail = (tail[0] + last[0], tail[1] + last[1])
     part_size = views.to(tl.int64) * multiples * slices
-    p_out = p_sums + i_chunk * 2 * part_size + i_view.to(tl.int64) * multiples * slices + o_m
-    base = i_tile * 16
+    p_out = p_sums + i_chunk.to(tl.int64) * 2 * part_size + i_view.to(tl.int64) * multiples * slices + o_m
+    base = tile * 16
     _put_group(p_out, part_size, slices, base + 3, multiples, group_0, m_m)
     if GROUPS > 1:
         _put_group(p_out, part_size, slices, base + 8, multiples, group_1, m_m)
@@ -195,7 +202,7 @@ def _slope(b_slope, factors, centre, one, two):
     return tl.fma(centre[1], by_sine, tl.fma(centre[0], by_cosine, b_slope))
 
 
-@triton.jit(do_not_specialize=("rows", "chunks", "multiples", "tile"))
+@triton.jit(do_not_specialize=("rows", "multiples", "tile"))
 def sigreg_slopes_kernel(
     p_projections,  # float32 [views, N, M]
     p_differences,  # float32 [2, views, J, M]
@@ -203,19 +210,18 @@ def sigreg_slopes_kernel(
     views,
     rows,
     slices,
-    chunks,
     multiples,  # J
     tile,
-    turns_high,
-    turns_low,
+    quarters_high,
+    quarters_low,
     GROUPS: tl.constexpr,
     TAIL: tl.constexpr,
     TILED: tl.constexpr,  # multiples from 16 * tile on; from the second tile on slopes are added
     ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    i_view, i_chunk = tl.program_id(1) // chunks, tl.program_id(1) % chunks
-    o_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_chunk, i_view = tl.program_id(0), tl.program_id(2)
+    o_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_m = o_m < slices
     part_size = views.to(tl.int64) * multiples * slices
     p_in = p_differences + i_view.to(tl.int64) * multiples * slices + o_m
@@ -237,11 +243,11 @@ def sigreg_slopes_kernel(
         b_projection = b_next
         p_row += slices
         b_next = tl.load(p_row, mask=m_m & (row + 1 < count), other=0.0)  # [BLOCK_M]
-        one, two, three, five = _powers(b_projection, turns_high, turns_low)
+        one, two, three, five = _powers(b_projection, quarters_high, quarters_low)
         centre = three
         b_slope = tl.zeros([BLOCK_M], dtype=tl.float32)
         if TILED:
-            centre = _skip(centre, two, three, tile)
+            centre = _skip(centre, two, tile)
             b_slope = tl.load(p_out, mask=m_m & (tile > 0), other=0.0)  # [BLOCK_M]
         b_slope = _slope(b_slope, factors_0, centre, one, two)
         if GROUPS > 1:
@@ -263,7 +269,7 @@ def _configuration(slopes: bool, multiples: int, tiled: bool, aligned: bool) -> 
     pointers = (
         ("p_projections", "p_differences", "p_slopes") if slopes else ("p_projections", "p_sums")
     )
-    integers = ("views", "rows", "slices", "chunks", "multiples", *(("tile",) if slopes else ()))
+    integers = ("views", "rows", "slices", "multiples", "tile")
     width = 32 * _BLOCK_M // (32 * _NUM_WARPS) if aligned else 0
     name = f"sigreg_{'slopes' if slopes else 'sums'}/J={multiples}{'/tiled' if tiled else ''}"
     return KernelConfiguration(
@@ -272,8 +278,8 @@ def _configuration(slopes: bool, multiples: int, tiled: bool, aligned: bool) -> 
         signature={
             **dict.fromkeys(pointers, "*fp32"),
             **dict.fromkeys(integers, "i32"),
-            "turns_high": "fp32",
-            "turns_low": "fp32",
+            "quarters_high": "fp32",
+            "quarters_low": "fp32",
         },
         constexprs={"GROUPS": groups, "TAIL": tail, "TILED": tiled, "ROWS": _ROWS, "BLOCK_M": _BLOCK_M},
         divisible_by_16=(*pointers, "slices") if aligned else (),
@@ -292,9 +298,12 @@ def configurations() -> Iterable[KernelConfiguration]:
 
 
 def why_not(x: Tensor) -> list[str]:
+    reasons = []
     if x.dtype not in _TYPES:
-        return [f"x is {x.dtype}; the kernel takes float32, bfloat16 and float16"]
-    return []
+        reasons.append(f"x is {x.dtype}; the kernel takes float32, bfloat16 and float16")
+    if math.prod(x.shape[:-2]) > _MOST_VIEWS:
+        reasons.append(f"x has {math.prod(x.shape[:-2])} views; a grid holds at most {_MOST_VIEWS}")
+    return reasons
 
 
 def loss_and_gradient(
@@ -309,13 +318,13 @@ def loss_and_gradient(
 
 
 class _Kernels(pipeline.Kernels):
-    def directions(self, seed: int | Tensor, features: int, slices: int, device: torch.device) -> Tensor:
-        return draw(seed, features, slices, device)
+    def directions(self, seed: int | Tensor, features: int, slices: int, like: Tensor) -> Tensor:
+        return draw(seed, features, slices, like.device)
 
     def project(self, x: Tensor, directions: Tensor) -> Tensor:
         if _on_half_tensor_cores(x.dtype, x.device):
             return torch.mm(x, directions.to(x.dtype), out_dtype=torch.float32)
-        return torch.mm(x.float(), directions.float())
+        return super().project(x, directions)
 
     def back(self, slopes: Tensor, directions: Tensor, gradient: Tensor, dtype: torch.dtype) -> None:
         if _on_half_tensor_cores(dtype, slopes.device):
@@ -329,60 +338,37 @@ class _Kernels(pipeline.Kernels):
         sums = torch.empty(
             (chunks, 2, views, rule.multiples, slices), dtype=torch.float32, device=projections.device
         )
-        covered, tiles = _form(rule)
-        if chunks:
-            launch(
-                _configuration(False, covered, tiles > 1, _aligned(slices, projections, sums)),
-                (-(-slices // _BLOCK_M), views * chunks, tiles),
-                projections,
-                sums,
-                views,
-                rows,
-                slices,
-                chunks,
-                rule.multiples,
-                *_high_and_low(rule.turns),
-            )
+        _launch(False, rule, projections, sums)
         return sums
 
     def slopes(self, projections: Tensor, differences: Tensor, rule: Quadrature) -> Tensor:
-        views, rows, slices = projections.shape
-        chunks = -(-rows // _ROWS)
-        covered, tiles = _form(rule)
-        slopes = torch.empty_like(projections) if tiles > 1 else projections
-        aligned = _aligned(slices, projections, differences, slopes)
-        for tile in range(tiles):
-            launch(
-                _configuration(True, covered, tiles > 1, aligned),
-                (-(-slices // _BLOCK_M), views * chunks),
-                projections,
-                differences,
-                slopes,
-                views,
-                rows,
-                slices,
-                chunks,
-                rule.multiples,
-                tile,
-                *_high_and_low(rule.turns),
-            )
+        tiled = rule.multiples > _MOST_MULTIPLES  # then projections are read again
+        slopes = torch.empty_like(projections) if tiled else projections
+        _launch(True, rule, projections, differences, slopes)
         return slopes
 
 
-def _form(rule: Quadrature) -> tuple[int, int]:
-    """Multiples that one program covers, and how many programs all of them take."""
+def _launch(slopes: bool, rule: Quadrature, projections: Tensor, *others: Tensor) -> None:
+    views, rows, slices = projections.shape
     covered = next((form for form in _FORMS if rule.multiples <= form), _MOST_MULTIPLES)
-    return covered, -(-rule.multiples // covered)
-
-
-def _aligned(slices: int, *tensors: Tensor) -> bool:
-    return not any(n % 16 for n in (slices, *(tensor.data_ptr() for tensor in tensors)))
-
-
-def _high_and_low(factor: float) -> tuple[float, float]:
-    """factor in two float32 numbers."""
-    high = torch.tensor(factor, dtype=torch.float32, device="cpu").item()
-    return high, factor - high
+    tiles = -(-rule.multiples // covered)
+    aligned = not any(n % 16 for n in (slices, *(tensor.data_ptr() for tensor in (projections, *others))))
+    quarters = 4.0 * rule.turns
+    high = float(np.float32(quarters))
+    for tile in range(tiles if rows else 0):
+        launch(
+            _configuration(slopes, covered, tiles > 1, aligned),
+            (-(-rows // _ROWS), -(-slices // _BLOCK_M), views),
+            projections,
+            *others,
+            views,
+            rows,
+            slices,
+            rule.multiples,
+            tile,
+            high,
+            quarters - high,
+        )
 
 
 def _on_half_tensor_cores(dtype: torch.dtype, device: torch.device) -> bool:
