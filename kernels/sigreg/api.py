@@ -224,9 +224,7 @@ def _check_directions(directions: Tensor, x: Tensor) -> None:
     if not directions.is_floating_point():
         raise TypeError(f"directions: expected a floating-point dtype, got {directions.dtype}")
     if directions.ndim != 2 or directions.shape[0] != x.shape[-1]:
-        raise ValueError(
-            f"directions: expected [D, M] with D = {x.shape[-1]}, got {list(directions.shape)}"
-        )
+        raise ValueError(f"directions: expected [D, M] with D = {x.shape[-1]}, got {list(directions.shape)}")
     if directions.device != x.device:
         raise ValueError(f"directions: expected device {x.device} of x, got {directions.device}")
     if directions.requires_grad and torch.is_grad_enabled():

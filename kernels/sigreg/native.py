@@ -51,7 +51,5 @@ class _Kernels(pipeline.Kernels):
         return sums
 
     def slopes(self, projections: Tensor, differences: Tensor, rule: Quadrature) -> Tensor:
-        native.function("sigreg_slopes")(
-            projections, differences, rule.turns, _ROWS, torch.get_num_threads()
-        )
+        native.function("sigreg_slopes")(projections, differences, rule.turns, _ROWS, torch.get_num_threads())
         return projections

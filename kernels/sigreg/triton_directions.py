@@ -84,7 +84,9 @@ def sigreg_directions_kernel(
     squares = tl.zeros([BLOCK_M], dtype=tl.float32)
     for start in range(0, (features + 3) // 4, BLOCK_QUADS):
         o_quad = start + tl.arange(0, BLOCK_QUADS)
-        counter = (o_quad[:, None].to(tl.int64) * slices + o_m[None, :]).to(tl.uint32)  # [BLOCK_QUADS, BLOCK_M]
+        counter = (o_quad[:, None].to(tl.int64) * slices + o_m[None, :]).to(
+            tl.uint32
+        )  # [BLOCK_QUADS, BLOCK_M]
         zero = tl.zeros([BLOCK_QUADS, BLOCK_M], dtype=tl.uint32)
         r0, r1, r2, r3 = tl.philox(seed, counter, zero, zero, zero)
         b_0, b_1 = _normal_pair(r0, r1)  # [BLOCK_QUADS, BLOCK_M]

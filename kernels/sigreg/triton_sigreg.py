@@ -107,7 +107,7 @@ def _put_group(p_sums, part_size, slices, centre, multiples, sums, m_m):
     _put(p_sums, part_size, slices, centre - 2, multiples, sums[6] + sums[7], sums[8] - sums[9], m_m)
 
 
-@triton.jit(do_not_specialize=("rows", "multiples", "tile"))
+@triton.jit(do_not_specialize=("views", "rows", "multiples", "tile"))
 def sigreg_sums_kernel(
     p_projections,  # float32 [views, N, M]
     p_sums,  # float32 [chunks, 2, views, J, M]
@@ -202,7 +202,7 @@ def _slope(b_slope, factors, centre, one, two):
     return tl.fma(centre[1], by_sine, tl.fma(centre[0], by_cosine, b_slope))
 
 
-@triton.jit(do_not_specialize=("rows", "multiples", "tile"))
+@triton.jit(do_not_specialize=("views", "rows", "multiples", "tile"))
 def sigreg_slopes_kernel(
     p_projections,  # float32 [views, N, M]
     p_differences,  # float32 [2, views, J, M]
@@ -266,9 +266,7 @@ def sigreg_slopes_kernel(
 @functools.cache
 def _configuration(slopes: bool, multiples: int, tiled: bool, aligned: bool) -> KernelConfiguration:
     groups, tail = _FORMS[multiples]
-    pointers = (
-        ("p_projections", "p_differences", "p_slopes") if slopes else ("p_projections", "p_sums")
-    )
+    pointers = ("p_projections", "p_differences", "p_slopes") if slopes else ("p_projections", "p_sums")
     integers = ("views", "rows", "slices", "multiples", "tile")
     width = 32 * _BLOCK_M // (32 * _NUM_WARPS) if aligned else 0
     name = f"sigreg_{'slopes' if slopes else 'sums'}/J={multiples}{'/tiled' if tiled else ''}"

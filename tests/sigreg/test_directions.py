@@ -36,9 +36,7 @@ def reference(seed: int, features: int, slices: int) -> Tensor:
     return philox.directions(seed, features, slices, torch.zeros((), dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "implementation", [pytest.param("native", marks=pytest.mark.native), "triton"]
-)
+@pytest.mark.parametrize("implementation", [pytest.param("native", marks=pytest.mark.native), "triton"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 16), (129, 33), (16, 1024)])
 def test_kernels_draw_the_same(implementation: str, size: tuple[int, int]) -> None:
     kernels = OPERATION.module(implementation)._Kernels()

@@ -41,7 +41,14 @@ def results(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, lis
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world), str(folder / "store"), str(folder / f"{rank}")],
+            [
+                sys.executable,
+                str(WORKER),
+                str(rank),
+                str(world),
+                str(folder / "store"),
+                str(folder / f"{rank}"),
+            ],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,7 +75,7 @@ def whole(x: Tensor, **options: object) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("split", ["even", "uneven", "empty"])
 @pytest.mark.parametrize("variant", ["lejepa", "lightly", "lewm", "levljepa", "eb_jepa"])
 def test_the_whole_batch(results, implementation: str, split: str, variant: str) -> None:
-    world, ranks = results
+    _, ranks = results
     expected = whole(worker.batch(dtype=torch.float64), variant=variant)
     found = [rank[f"{implementation} {variant} {split}"] for rank in ranks]
     gradient = torch.cat([rank[1] for rank in found], dim=1)

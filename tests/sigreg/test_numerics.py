@@ -19,7 +19,8 @@ Check = Callable[..., None]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(2, 8), (40, 2), (3, 5), (31, 16), (33, 24), (257, 33), (600, 128), (3, 40, 20), (2, 2, 50, 100)]
+    "shape",
+    [(2, 8), (40, 2), (3, 5), (31, 16), (33, 24), (257, 33), (600, 128), (3, 40, 20), (2, 2, 50, 100)],
 )
 def test_shapes_and_dtypes(draw, columns, hold: Check, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     hold("native", draw(*shape, dtype=dtype), columns(shape[-1], 100))

@@ -78,6 +78,13 @@ def test_the_published_loss_up_to_float32(draw, columns, implementation: str) ->
     )
 
 
+def test_the_baseline_of_the_benchmarks_is_the_published_formula(draw, columns, with_gradient) -> None:
+    x, directions = draw(2, 9, 6, dtype=torch.float64), columns(6, 7).double()
+    found = with_gradient(lambda y: sigreg(y, directions, num_knots=9, t_max=5.0), x)
+    expected = with_gradient(lambda y: sigreg_loss(y, directions=directions, num_knots=9, t_max=5.0), x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gaussian_samples_score_as_expected_and_others_higher(draw, implementation: str) -> None:
     # E[N |c_N(t) - phi(t)|^2] = 1 - phi(t)^2 for the characteristic function c_N of N samples, whatever N.
@@ -87,7 +94,9 @@ def test_gaussian_samples_score_as_expected_and_others_higher(draw, implementati
     gaussian = draw(4000, 32)
     for samples in (gaussian, gaussian[:1000]):
         found = sigreg_loss(samples, num_slices=512, implementation=implementation)
-        assert abs(found / expected - 1) < 0.3  # 32 independent directions, each with a deviation of about its mean
+        assert (
+            abs(found / expected - 1) < 0.3
+        )  # 32 independent directions, each with a deviation of about its mean
     for other in (0.5 * gaussian, gaussian + 1.0, gaussian.abs(), torch.zeros_like(gaussian)):
         assert sigreg_loss(other, num_slices=512, implementation=implementation) > 20 * expected
 
@@ -100,9 +109,7 @@ def test_constant_features(columns, published, with_gradient, implementation: st
         loss, gradient = with_gradient(
             lambda y: sigreg_loss(y, directions=directions, implementation=implementation), x
         )
-        true, expected = with_gradient(
-            lambda y: published["lejepa"](y, directions.double()), x.double()
-        )
+        true, expected = with_gradient(lambda y: published["lejepa"](y, directions.double()), x.double())
         torch.testing.assert_close(loss.double(), true, rtol=1e-6, atol=0)
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -159,7 +166,12 @@ def test_bad_arguments_are_named(draw) -> None:
     x = draw(4, 6)
     a = torch.ones(6, 3)
     for arguments, options, error, message in (
-        ((x[0],), {}, ValueError, r"x: expected \[\.\.\., N, D\] with at least one view and feature, got \[6\]"),
+        (
+            (x[0],),
+            {},
+            ValueError,
+            r"x: expected \[\.\.\., N, D\] with at least one view and feature, got \[6\]",
+        ),
         ((x[:, :0],), {}, ValueError, r"x: expected .* got \[4, 0\]"),
         ((x.expand(0, 4, 6),), {}, ValueError, r"x: expected .* got \[0, 4, 6\]"),
         ((x[:1],), {}, ValueError, r"x: expected at least N = 2 samples, got 1 in \[1, 6\]"),
@@ -167,7 +179,12 @@ def test_bad_arguments_are_named(draw) -> None:
         ((x.long(),), {}, TypeError, "x: expected a floating-point dtype, got torch.int64"),
         ((x.cfloat(),), {}, TypeError, "x: expected a floating-point dtype, got torch.complex64"),
         ((x,), {"num_slices": 0}, ValueError, "num_slices: expected at least 1, got 0"),
-        ((x,), {"num_slices": 2**32}, ValueError, r"num_slices: expected D \* num_slices below 2\^34, got 6 "),
+        (
+            (x,),
+            {"num_slices": 2**32},
+            ValueError,
+            r"num_slices: expected D \* num_slices below 2\^34, got 6 ",
+        ),
         ((x,), {"num_knots": 1}, ValueError, "num_knots: expected at least 2, got 1"),
         ((x,), {"t_max": 0.0}, ValueError, "t_max: expected a finite number above 0, got 0.0"),
         ((x,), {"t_max": math.inf}, ValueError, "t_max: expected a finite number above 0, got inf"),
@@ -195,7 +212,12 @@ def test_bad_arguments_are_named(draw) -> None:
         ),
         ((x,), {"directions": a[0]}, ValueError, r"directions: expected \[D, M\] with D = 6, got \[3\]"),
         ((x,), {"directions": a[:5]}, ValueError, r"directions: expected \[D, M\] with D = 6, got \[5, 3\]"),
-        ((x,), {"directions": a.long()}, TypeError, "directions: expected a floating-point dtype, got torch.int"),
+        (
+            (x,),
+            {"directions": a.long()},
+            TypeError,
+            "directions: expected a floating-point dtype, got torch.int",
+        ),
         ((x,), {"directions": a.to("meta")}, ValueError, "directions: expected device cpu of x, got meta"),
         (
             (x,),

@@ -60,6 +60,8 @@ def test_huge_and_not_finite() -> None:
     huge = torch.tensor([1e15, -1e20, 1e30, -5e37])
     for turns in (TURNS, 1.0):
         found = rotations(huge, turns)
-        torch.testing.assert_close(found.square().sum(0), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            found.square().sum(0), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-6
+        )
     broken = torch.tensor([math.nan, math.inf, -math.inf])
     assert rotations(broken, TURNS).isnan().all()
