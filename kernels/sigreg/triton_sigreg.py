@@ -9,9 +9,9 @@ polynomials of `_rotation` cost as much as the hardware's sine would, which is t
 import functools
 import itertools
 import math
+import struct
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.distributed
 import triton
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..runtime.configuration import KernelConfiguration
 from ..runtime.launch import launch
-from . import pipeline
+from . import gpu_directions, pipeline
+from .gpu_directions import rotation
 from .quadrature import Quadrature
 from .settings import Settings
-from .triton_directions import draw, rotation
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_M, _NUM_WARPS = 128, 2  # two slices per thread: 64 sums in registers, and enough independent work
@@ -289,6 +289,7 @@ def _configuration(slopes: bool, multiples: int, tiled: bool, aligned: bool) -> 
 
 def configurations() -> Iterable[KernelConfiguration]:
     """Every configuration that the launcher can pick."""
+    yield from gpu_directions.configurations()
     for slopes, multiples, aligned in itertools.product((False, True), _FORMS, (True, False)):
         yield _configuration(slopes, multiples, False, aligned)
     for slopes, aligned in itertools.product((False, True), (True, False)):
@@ -317,7 +318,7 @@ def loss_and_gradient(
 
 class _Kernels(pipeline.Kernels):
     def directions(self, seed: int | Tensor, features: int, slices: int, like: Tensor) -> Tensor:
-        return draw(seed, features, slices, like.device)
+        return gpu_directions.draw(seed, features, slices, like.device)
 
     def project(self, x: Tensor, directions: Tensor) -> Tensor:
         if _on_half_tensor_cores(x.dtype, x.device):
@@ -352,7 +353,7 @@ def _launch(slopes: bool, rule: Quadrature, projections: Tensor, *others: Tensor
     tiles = -(-rule.multiples // covered)
     aligned = not any(n % 16 for n in (slices, *(tensor.data_ptr() for tensor in (projections, *others))))
     quarters = 4.0 * rule.turns
-    high = float(np.float32(quarters))
+    (high,) = struct.unpack("f", struct.pack("f", quarters))  # rounded to float32
     for tile in range(tiles if rows else 0):
         launch(
             _configuration(slopes, covered, tiles > 1, aligned),

@@ -1,6 +1,7 @@
 """Directions on the unit sphere from Philox4x32-10, on the GPU. philox.py says which numbers they are."""
 
 # mypy: allow-untyped-defs
+# ruff: noqa: N803
 import functools
 from collections.abc import Iterable
 
@@ -119,7 +120,7 @@ def _configuration(aligned: bool) -> KernelConfiguration:
 
 
 def configurations() -> Iterable[KernelConfiguration]:
-    """Every configuration that the launcher can pick."""
+    """Every configuration that `draw` can pick; triton_sigreg.py hands them to the gate."""
     return (_configuration(aligned) for aligned in (True, False))
 
 
