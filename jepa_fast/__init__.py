@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.ema.api import ema_update_ as ema_update_
     from jepa_fast.kernels.latent_loss.api import latent_prediction_loss as latent_prediction_loss
     from jepa_fast.kernels.runtime.rooms import explain as explain
+    from jepa_fast.kernels.sigreg.api import sigreg_loss as sigreg_loss
 
 _HOMES = {
     "ema_update_": "jepa_fast.kernels.ema.api",
     "explain": "jepa_fast.kernels.runtime.rooms",
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
+    "sigreg_loss": "jepa_fast.kernels.sigreg.api",
 }
 _SUBPACKAGES = ("models",)
 
-__all__ = ["ema_update_", "explain", "latent_prediction_loss", "models"]
+__all__ = ["ema_update_", "explain", "latent_prediction_loss", "models", "sigreg_loss"]
 
 
 def __getattr__(name: str) -> Any:
