@@ -186,6 +186,8 @@ def _loss(
 ) -> Any:
     _check_views(views)
     _check(views, settings, group)
+    if not torch.is_grad_enabled():
+        views = tuple(view.detach() for view in views)  # so that no gradient is formed
     if group is not None:
         found = _spread(views, settings, group, implementation)
     else:

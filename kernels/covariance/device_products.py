@@ -30,7 +30,7 @@ def _centred(p_tile, m, b_mean, b_scale, SCALED: tl.constexpr):
     return tl.where(m, b_tile, 0.0)
 
 
-@triton.jit(do_not_specialize=["rows", "depth_per_program", "splits"])
+@triton.jit(do_not_specialize=["rows", "steps", "splits"])
 def matrix_kernel(
     p_z,  # [N, D] of the first view
     p_columns,  # float32 [COLUMNS, D]
@@ -40,7 +40,7 @@ def matrix_kernel(
     rows,
     features,
     stride,
-    depth_per_program,
+    steps,  # of BLOCK_K along the sum, for each of the splits
     splits,
     TILED: tl.constexpr,  # X'X, else XX'
     PAIR: tl.constexpr,  # X'Y
@@ -74,8 +74,8 @@ def matrix_kernel(
     if PAIR:
         p_second, p_mean_j, p_scale_j = p_z + view_offset, p_columns + 2 * features, p_columns + 6 * features
     b_acc = tl.zeros([BLOCK, BLOCK], ACCUMULATOR)
-    start = i_split * depth_per_program
-    stop = tl.minimum(start + depth_per_program, depth)
+    start = i_split * steps * BLOCK_K
+    stop = tl.minimum(start + steps * BLOCK_K, depth)
     if TILED:
         p_i = p_first + o_i[None, :]  # [1, BLOCK]
         p_j = p_second + o_j[None, :]  # [1, BLOCK]
@@ -87,7 +87,7 @@ def matrix_kernel(
             b_scale_j = tl.load(p_scale_j + o_j, mask=m_j, other=0.0)[None, :]  # [1, BLOCK]
         for k in range(start, stop, BLOCK_K):
             o_k = (k + tl.arange(0, BLOCK_K)).to(tl.int64)
-            m_k = (o_k < stop)[:, None]  # [BLOCK_K, 1]
+            m_k = (o_k < rows)[:, None]  # [BLOCK_K, 1]
             b_i = _centred(p_i + o_k[:, None] * stride, m_k & m_i[None, :], b_mean, b_scale, SCALED)
             b_j = _centred(p_j + o_k[:, None] * stride, m_k & m_j[None, :], b_mean_j, b_scale_j, SCALED)
             b_acc = tl.dot(
@@ -98,7 +98,7 @@ def matrix_kernel(
         p_j = p_second + o_j[:, None] * stride  # [BLOCK, 1]
         for k in range(start, stop, BLOCK_K):
             o_k = k + tl.arange(0, BLOCK_K)
-            m_k = o_k < stop
+            m_k = o_k < features  # as divisible as features are, so that 16 bytes are loaded at a time
             b_mean = tl.load(p_mean + o_k, mask=m_k, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK_K]
             b_scale = b_mean
             if SCALED:
@@ -317,20 +317,26 @@ _SECOND = {"fp32": (tl.float32, "tf32x3"), "bf16": (tl.bfloat16, "tf32"), "fp16"
 _EXACT = (tl.float64, "ieee")
 
 
-def block(side: int, exact: bool) -> int:
-    """Rows and columns of a program's tile of the matrix: 64 while that is what fills the device."""
-    return EXACT_BLOCK if exact else 64 if side <= 1024 else 128
+def block(exact: bool) -> int:
+    """Rows and columns of a program's tile of the matrix. 128 would halve the operands' traffic, and spills: centring
+    takes its registers beside the sums."""
+    return EXACT_BLOCK if exact else 64
+
+
+def _warps(kind: str, tiled: bool, aligned: bool) -> int:
+    """Four hold a tile of half precision; TF32's three products, turned operands and single loads take more."""
+    return 4 if aligned and not tiled and kind != "fp32" else 8
 
 
 @functools.cache
 def matrix(
-    dtype: torch.dtype, tiled: bool, barlow: bool, exact: bool, block: int, aligned: bool
+    dtype: torch.dtype, tiled: bool, barlow: bool, exact: bool, aligned: bool
 ) -> KernelConfiguration:
     kind = TYPES[dtype]
     operand, precision = _EXACT if exact else _FIRST[kind]
     form = ("tiled" if tiled else "gram") + ("/barlow" if barlow else "") + ("/exact" if exact else "")
     return KernelConfiguration(
-        name=f"matrix/{kind}/{form}/BLOCK={block}{'' if aligned else '/unaligned'}",
+        name=f"matrix/{kind}/{form}{'' if aligned else '/unaligned'}",
         kernel=matrix_kernel,
         signature={
             "p_z": f"*{kind}",
@@ -338,7 +344,7 @@ def matrix(
             "p_flag": "*i32",
             "p_partial": "*fp64" if exact else "*fp32",
             "view_offset": "i64",
-            **dict.fromkeys(("rows", "features", "stride", "depth_per_program", "splits"), "i32"),
+            **dict.fromkeys(("rows", "features", "stride", "steps", "splits"), "i32"),
         },
         constexprs={
             "TILED": tiled,
@@ -347,11 +353,11 @@ def matrix(
             "EXACT": exact,
             "OPERAND": operand,
             "PRECISION": precision,
-            "BLOCK": block,
-            "BLOCK_K": 32 if kind == "fp32" else 64,
+            "BLOCK": block(exact),
+            "BLOCK_K": 32,
         },
         divisible_by_16=("p_z", "p_columns", *_ALIGNED) if aligned else (),
-        num_warps=8 if block == 128 else 4,
+        num_warps=_warps(kind, tiled, aligned),
         num_stages=1 if exact else 3,
         expected_load_bits=128 if aligned and not exact else 0,
         expected_store_bits=0,
@@ -443,7 +449,7 @@ def product(
         divisible_by_16=("p_matrix", "p_z", "p_columns", "p_out", "p_dots", "out_offset", *_ALIGNED)
         if aligned
         else (),
-        num_warps=4,
+        num_warps=_warps(kind, tiled, aligned),
         num_stages=1 if exact else 3,
         expected_load_bits=128 if aligned and not exact else 0,
         expected_store_bits=0,
@@ -458,13 +464,12 @@ def configurations() -> Iterable[KernelConfiguration]:
         for aligned in (True, False):
             for tiled in (False, True):
                 for barlow in (False, True):
-                    for size in (64, 128):
-                        yield matrix(dtype, tiled, barlow, False, size, aligned)
+                    yield matrix(dtype, tiled, barlow, False, aligned)
                 yield product(dtype, tiled, True, True, False, False, aligned)
                 for pair in (False, True):
                     yield product(dtype, tiled, False, pair, guarded and not tiled, False, aligned)
             if guarded:
-                yield matrix(dtype, False, False, True, EXACT_BLOCK, aligned)
+                yield matrix(dtype, False, False, True, aligned)
                 for pair in (False, True):
                     yield product(dtype, False, False, pair, False, True, aligned)
         if guarded:

@@ -7,6 +7,8 @@
     Barlow Twins (arXiv 2103.03230, equations 1 and 2), X and Y the views with features of mean 0 and variance 1
         C = X' Y / N
         sum_i (C_ii - 1)^2 + off_diagonal * sum_{i != j} C_ij^2
+
+with their gradients written out, since autograd is off inside a registered op.
 """
 
 import torch
@@ -20,71 +22,80 @@ def why_not(*views: Tensor) -> list[str]:
     return []
 
 
-def loss(views: Views, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, deviation, rank) of settings.Result; the loss is differentiable. Half precision is widened first."""
-    working = torch.float64 if views[0].dtype == torch.float64 else torch.float32
-    widened = tuple(view.to(working) for view in views)
-    deviation = torch.stack([view.detach().std(dim=0) for view in widened])
-    value, rank = (_barlow if settings.form == BARLOW else _vicreg)(widened, settings)
-    return value, deviation, rank.detach()
+def loss_and_gradients(views: Views, settings: Settings, gradients: bool, group: Group | None) -> Result:
+    """Half precision is widened to float32 first."""
+    dtype, mine = views[0].dtype, slice(None)
+    if group is not None:
+        views, mine = collective.gather_rows(views, group)
+        collective.check_rows(views[0].shape[0])
+    with torch.no_grad(), torch.autocast(views[0].device.type, enabled=False):
+        working = torch.float64 if dtype == torch.float64 else torch.float32
+        centred = [view - view.mean(dim=0) for view in (view.to(working) for view in views)]
+        form = _barlow if settings.form == BARLOW else _vicreg
+        loss, rank, found = form(views, centred, settings)
+        deviation = torch.stack([(z.square().sum(dim=0) / (z.shape[0] - 1)).sqrt() for z in centred])
+    if not gradients:
+        return Result(loss, deviation, rank, None)
+    # The range of float16 is too small for gradients that no loss scale has seen yet.
+    kept = torch.float32 if dtype == torch.float16 else dtype
+    return Result(loss, deviation, rank, tuple(gradient[mine].to(kept) for gradient in found))
 
 
-def _vicreg(views: Views, settings: Settings) -> tuple[Tensor, Tensor]:
+def _vicreg(views: Views, centred: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor, list[Tensor]]:
     rows, features = views[0].shape
-    total = views[0].new_zeros(())
-    ranks = []
+    loss, ranks = centred[0].new_zeros(()), []
+    gradients = [torch.zeros_like(z) for z in centred]
     if settings.invariance and len(views) == 2:
-        total = total + settings.invariance * (views[0] - views[1]).square().mean()
-    for view in views:
-        centred = view - view.mean(dim=0)
+        difference = views[0].to(loss.dtype) - views[1].to(loss.dtype)
+        loss = loss + settings.invariance * difference.square().mean()
+        gradients[0] += 2.0 * settings.invariance / (rows * features) * difference
+        gradients[1] -= 2.0 * settings.invariance / (rows * features) * difference
+    for z, gradient in zip(centred, gradients, strict=True):
         if settings.variance:
-            deviation = torch.sqrt(centred.square().sum(dim=0) / (rows - 1) + settings.eps)
-            total = total + settings.variance * torch.relu(1.0 - deviation).mean()
+            deviation = torch.sqrt(z.square().sum(dim=0) / (rows - 1) + settings.eps)
+            loss = loss + settings.variance * torch.relu(1.0 - deviation).mean()
+            slope = torch.where(deviation < 1.0, -settings.variance / (features * deviation), 0.0)
+            gradient += slope * z / (rows - 1)
         if settings.covariance:
-            matrix = centred.T @ centred / (rows - 1)
-            squares = _off_diagonal(matrix).square().sum()
-            total = total + settings.covariance * (squares / settings.covariance_divisor(features))
+            matrix = z.T @ z / (rows - 1)
             ranks.append(_rank(matrix))
+            matrix.fill_diagonal_(0.0)
+            weight = settings.covariance / settings.covariance_divisor(features)
+            loss = loss + weight * matrix.square().sum()
+            gradient += 4.0 * weight / (rows - 1) * (z @ matrix)
         else:
-            ranks.append(view.new_full((), torch.nan))
-    return total, torch.stack(ranks)
+            ranks.append(z.new_full((), torch.nan))
+    return loss, torch.stack(ranks), gradients
 
 
-def _barlow(views: Views, settings: Settings) -> tuple[Tensor, Tensor]:
-    rows, features = views[0].shape
-    normalized = []
-    for view in views:
-        centred = view - view.mean(dim=0)
-        variance = centred.square().sum(dim=0)
-        if settings.unbiased:
-            # std rather than a root of ours: its gradient at a constant feature is 0
-            normalized.append(centred / (view.std(dim=0) + settings.eps))
-        else:
-            normalized.append(centred / torch.sqrt(variance / rows + settings.eps))
-    matrix = normalized[0].T @ normalized[1] / rows
-    squares = (matrix.diagonal() - 1.0).square().sum()
-    squares = squares + settings.off_diagonal * _off_diagonal(matrix).square().sum()
-    return settings.covariance * squares, _rank(matrix).unsqueeze(0)
-
-
-def _off_diagonal(matrix: Tensor) -> Tensor:
-    return matrix - torch.diag(matrix.diagonal())
+def _barlow(views: Views, centred: list[Tensor], settings: Settings) -> tuple[Tensor, Tensor, list[Tensor]]:
+    rows = views[0].shape[0]
+    squares = [z.square().sum(dim=0) for z in centred]
+    if settings.unbiased:
+        deviations = [(square / (rows - 1)).sqrt() for square in squares]
+        scales = [1.0 / (deviation + settings.eps) for deviation in deviations]
+        # how a normalised feature shrinks as it grows; a constant feature does not
+        answers = [torch.where(d == 0, 0.0, 1.0 / ((rows - 1) * d)) for d in deviations]
+    else:
+        scales = [1.0 / (square / rows + settings.eps).sqrt() for square in squares]
+        answers = [scale / rows for scale in scales]
+    x, y = (z * scale for z, scale in zip(centred, scales, strict=True))
+    matrix = x.T @ y / rows
+    rank = _rank(matrix).unsqueeze(0)
+    weights = torch.full_like(matrix, settings.covariance * settings.off_diagonal)
+    weights.fill_diagonal_(settings.covariance)
+    matrix.diagonal().sub_(1.0)
+    loss = (weights * matrix.square()).sum()
+    slope = 2.0 / rows * weights * matrix
+    gradients = []
+    for own, other, scale, answer, turned in zip(
+        (x, y), (y, x), scales, answers, (slope.T, slope), strict=True
+    ):
+        gradient = other @ turned
+        gradients.append(scale * gradient - answer * (gradient * own).sum(dim=0) * own)
+    return loss, rank, gradients
 
 
 def _rank(matrix: Tensor) -> Tensor:
     """The participation ratio (sum of eigenvalues)^2 / (sum of their squares), which needs no eigenvalues."""
     return matrix.trace().square() / matrix.square().sum()
-
-
-def loss_and_gradients(views: Views, settings: Settings, gradients: bool, group: Group | None) -> Result:
-    mine = slice(None)
-    if group is not None:
-        views, mine = collective.gather_rows(views, group)
-        collective.check_rows(views[0].shape[0])
-    with torch.set_grad_enabled(gradients):
-        leaves = tuple(view.detach().requires_grad_(gradients) for view in views)
-        value, deviation, rank = loss(leaves, settings)
-    found = None
-    if gradients:
-        found = tuple(g[mine] for g in torch.autograd.grad(value, leaves))
-    return Result(value.detach(), deviation, rank, found)

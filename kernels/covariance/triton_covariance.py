@@ -161,15 +161,15 @@ class _Launches:
         cross = self.barlow and self.gram
         whole = self.barlow and not self.gram  # X'Y has no symmetry
         matrices = 1 if whole else len(self.views)
-        block = products.block(self.side, exact)
-        kernel = products.matrix(self.dtype, not self.gram, self.barlow, exact, block, self.aligned)
+        block = products.block(exact)
+        kernel = products.matrix(self.dtype, not self.gram, self.barlow, exact, self.aligned)
         depth, step = max(self.rows, self.features), kernel.constexprs["BLOCK_K"]
         blocks = triton.cdiv(self.side, block)
         tiles = blocks * blocks if whole else blocks * (blocks + 1) // 2
         splits = _PROGRAMS // (tiles * matrices)
         splits = 1 if exact else max(1, min(splits, products.SPLITS_MOST, depth // (_LEAST_STEPS * step)))
-        per_program = triton.cdiv(triton.cdiv(depth, splits), step) * step
-        splits = triton.cdiv(depth, per_program)
+        steps = triton.cdiv(triton.cdiv(depth, step), splits)
+        splits = triton.cdiv(depth, steps * step)
         dtype = torch.float64 if exact else torch.float32
         partial = self._new(matrices, splits, self.side, self.side, dtype=dtype)
         launch(
@@ -183,7 +183,7 @@ class _Launches:
             self.rows,
             self.features,
             self.stride,
-            per_program,
+            steps,
             splits,
         )
         matrix = partial if splits == 1 else self._new(matrices, self.side, self.side)

