@@ -149,7 +149,7 @@ class _Computation:
             return pairs, pairs + diagonal.square().sum(), product, True
         mine = None if self.group is None else self.mine
         matrix = forms.gram_matrix(passes, x, mine, product if self.group is None else None)
-        squared = self._sum(passes.dot(matrix, matrix))
+        squared = self._sum(forms.gram_dot(passes, matrix, matrix))
         pairs = squared - diagonal.square().sum()
         if bool(diagonal.max() * diagonal.sum() > MOST_CANCELLATION * pairs):
             exact = forms.exact_gram_matrix(x, self.mine)
@@ -161,7 +161,7 @@ class _Computation:
                 forms.exact_gram_product(exact, x, x, diagonal, self.mine, product)
             return pairs, squared, product, True
         if product is not None:
-            forms.gram_product(passes, matrix, x, product)
+            forms.gram_product(passes, matrix, x, self.mine, product)
         return pairs, squared, product, False
 
     # ---- Barlow Twins -----------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class _Computation:
             )
             for i, operand in enumerate((x, y))
         ]
-        squared = self._sum(passes.dot(*matrices)) / rows**2
+        squared = self._sum(forms.gram_dot(passes, *matrices)) / rows**2
         pairs = squared - diagonal.square().sum()
         if bool(weight * squared > MOST_CANCELLATION * (on_diagonal + weight * pairs)):
             exact = [forms.exact_gram_matrix(operand, self.mine) for operand in (x, y)]
@@ -227,6 +227,6 @@ class _Computation:
                 forms.exact_gram_product(exact[0], y, x, own, self.mine, room[1])
             return pairs, room, True
         if room is not None:
-            forms.gram_product(passes, matrices[1], x, room[0])
-            forms.gram_product(passes, matrices[0], y, room[1])
+            forms.gram_product(passes, matrices[1], x, self.mine, room[0])
+            forms.gram_product(passes, matrices[0], y, self.mine, room[1])
         return pairs, room, False

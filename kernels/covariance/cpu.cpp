@@ -331,6 +331,16 @@ double covariance_dot(TensorView a, TensorView b, int64_t threads) {
   return total;
 }
 
+// out: double [N], the sums of squares of the rows of a float32 matrix.
+void covariance_row_squares(TensorView x, TensorView out, int64_t threads) {
+  const Matrix values = matrix_of(x);
+  const int64_t rows = x.size(0), columns = x.size(1);
+  double* results = static_cast<double*>(out.data_ptr());
+#pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (rows * columns > kParallelFrom)
+  for (int64_t row = 0; row < rows; ++row)
+    results[row] = dot_of(values.at<float>(row, 0), values.at<float>(row, 0), columns);
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_moments, covariance_moments);
@@ -338,3 +348,4 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_centre, covariance_centre);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_finish, covariance_finish);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_column_dots, covariance_column_dots);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_dot, covariance_dot);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_row_squares, covariance_row_squares);

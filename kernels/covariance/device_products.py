@@ -116,6 +116,7 @@ def matrix_kernel(
 def join_kernel(
     p_partial,  # [matrices, splits, side, side]
     p_matrix,  # [matrices, side, side], whole; may be p_partial if there is one split
+    p_diagonal,  # [matrices, side], which is zero in p_matrix; written if not SKIP_DIAGONAL
     p_squares,  # [matrices, tiles], sums of squares; [tiles], sums of products of two matrices, if CROSS
     p_flag,  # int32 [views], read if EXACT
     side,
@@ -147,23 +148,34 @@ def join_kernel(
     b_first = tl.zeros([BLOCK, BLOCK], ACCUMULATOR)
     for split in range(splits):
         b_first += tl.load(p_partial + (i_view * splits + split) * size + o_tile, mask=m, other=0.0)
-    if SKIP_DIAGONAL:
-        b_first = tl.where(o_i[:, None] == o_j[None, :], 0.0, b_first)
     b_second = b_first
+    on_diagonal = o_i[:, None] == o_j[None, :]  # [BLOCK, BLOCK]
+    if SKIP_DIAGONAL:
+        b_first = tl.where(on_diagonal, 0.0, b_first)
+        b_second = b_first
     p_own = p_matrix + i_view * size
     if CROSS:
         b_second = tl.zeros([BLOCK, BLOCK], ACCUMULATOR)
         for split in range(splits):
             b_second += tl.load(p_partial + (splits + split) * size + o_tile, mask=m, other=0.0)
-        tl.store(p_own + size + o_tile, b_second, mask=m)
+        b_beside = tl.where(on_diagonal, 0.0, b_second)  # [BLOCK, BLOCK]
+        tl.store(p_own + size + o_tile, b_beside, mask=m)
         if i_j > i_i:
-            tl.store(p_own + size + o_turned, b_second, mask=m)
-    tl.store(p_own + o_tile, b_first, mask=m)
+            tl.store(p_own + size + o_turned, b_beside, mask=m)
+    b_beside = tl.where(on_diagonal, 0.0, b_first)  # [BLOCK, BLOCK]
+    tl.store(p_own + o_tile, b_beside, mask=m)
     total = tl.sum(tl.sum(tl.where(m, b_first * b_second, 0.0), axis=1), axis=0)
     if SYMMETRIC:
         if i_j > i_i:
-            tl.store(p_own + o_turned, b_first, mask=m)
+            tl.store(p_own + o_turned, b_beside, mask=m)
             total = total * 2.0
+    if not SKIP_DIAGONAL:
+        if i_j == i_i:
+            p_row = p_diagonal + i_view * side + o_i
+            tl.store(p_row, tl.sum(tl.where(on_diagonal, b_first, 0.0), axis=1), mask=o_i < side)
+            if CROSS:
+                b_row = tl.sum(tl.where(on_diagonal, b_second, 0.0), axis=1)  # [BLOCK]
+                tl.store(p_row + side, b_row, mask=o_i < side)
     tl.store(p_square, total)
 
 
@@ -201,6 +213,7 @@ def exact_diagonal_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     p_matrix,  # [matrices, side, side], float64 if EXACT
+    p_rows,  # [matrices, N], the diagonal of a Gram matrix, which outweighs the rest and is therefore apart
     p_z,  # [N, D] of the first view
     p_columns,  # float32 [COLUMNS, D]
     p_diagonal,  # float64 [views, D], read if EXACT
@@ -285,6 +298,13 @@ def product_kernel(
     p_tile = p_own + o_n[:, None] * stride + o_d[None, :]
     b_own = tl.load(p_tile, mask=m, other=0.0)  # [BLOCK_N, BLOCK_D]
     b_centred = tl.where(m, b_own.to(ACCUMULATOR) - b_mean, 0.0)  # [BLOCK_N, BLOCK_D]
+    if not TILED:
+        i_matrix = 1 - i_view if BARLOW else i_view
+        b_row = tl.load(p_rows + i_matrix * rows + o_n, mask=m_n, other=0.0)[:, None]  # [BLOCK_N, 1]
+        if BARLOW:
+            b_acc += b_row * (b_centred * b_scale)
+        else:
+            b_acc += b_row * b_centred
     p_store = p_out + i_view * out_offset + o_n[:, None] * features + o_d[None, :]
     if BARLOW:
         b_dots = tl.sum(b_acc * b_centred * b_scale, axis=0)  # [BLOCK_D]
@@ -328,6 +348,11 @@ def _warps(kind: str, tiled: bool, aligned: bool) -> int:
     return 4 if aligned and not tiled and kind != "fp32" else 8
 
 
+def _stages(tiled: bool, aligned: bool) -> int:
+    """Tiles of the operands that are under way at once."""
+    return 3 if aligned and not tiled else 2
+
+
 @functools.cache
 def matrix(
     dtype: torch.dtype, tiled: bool, barlow: bool, exact: bool, aligned: bool
@@ -357,8 +382,8 @@ def matrix(
             "BLOCK_K": 32,
         },
         divisible_by_16=("p_z", "p_columns", *_ALIGNED) if aligned else (),
-        num_warps=_warps(kind, tiled, aligned),
-        num_stages=1 if exact else 3,
+        num_warps=4 if exact else _warps(kind, tiled, aligned),
+        num_stages=1 if exact else _stages(tiled, aligned),
         expected_load_bits=128 if aligned and not exact else 0,
         expected_store_bits=0,
         expected_tensor_core=not exact,
@@ -373,7 +398,7 @@ def join(symmetric: bool, cross: bool, skip_diagonal: bool, exact: bool) -> Kern
         name=f"join/{form}{'/exact' if exact else ''}",
         kernel=join_kernel,
         signature={
-            **dict.fromkeys(("p_partial", "p_matrix", "p_squares"), pointer),
+            **dict.fromkeys(("p_partial", "p_matrix", "p_diagonal", "p_squares"), pointer),
             "p_flag": "*i32",
             "side": "i32",
             "splits": "i32",
@@ -423,6 +448,7 @@ def product(
         kernel=product_kernel,
         signature={
             "p_matrix": "*fp64" if exact else "*fp32",
+            "p_rows": "*fp64" if exact else "*fp32",
             "p_z": f"*{kind}",
             "p_columns": "*fp32",
             "p_diagonal": "*fp64",
@@ -449,8 +475,8 @@ def product(
         divisible_by_16=("p_matrix", "p_z", "p_columns", "p_out", "p_dots", "out_offset", *_ALIGNED)
         if aligned
         else (),
-        num_warps=_warps(kind, tiled, aligned),
-        num_stages=1 if exact else 3,
+        num_warps=4 if exact else _warps(kind, tiled, aligned),
+        num_stages=1 if exact else _stages(tiled, aligned),
         expected_load_bits=128 if aligned and not exact else 0,
         expected_store_bits=0,
         expected_tensor_core=not exact,

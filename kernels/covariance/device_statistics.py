@@ -13,6 +13,7 @@ from ..runtime.configuration import KernelConfiguration
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 BLOCK_D = 128  # columns of one program
 BLOCK_ROWS = 16  # rows that it looks at together
+PARTIALS = 8  # rows of what one program of the statistics leaves
 SUMS = 16  # floats that one block of columns leaves for the loss
 
 # Rows of what is kept per column, float32 [COLUMNS, D].
@@ -32,19 +33,25 @@ def _merge(mean, square, count, other_mean, other_square, other_count):
 @triton.jit(do_not_specialize=["rows", "rows_per_program"])
 def moments_kernel(
     p_z,  # [N, D] of the first view
-    p_partial,  # float32 [programs, 6, D]: mean, squares of both views, product, distance
+    p_partial,  # float32 [programs, PARTIALS, D]: mean, squares of both views, product, distance, shifts
     view_offset,  # elements from the first view's address to the second's
     rows,
     rows_per_program,
     features,
     stride,
     PAIR: tl.constexpr,
+    PARTIALS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     i_d, i_part = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < features
+    # Means are counted from the first row, so that a large common offset costs their differences nothing.
+    b_shift = tl.load(p_z + o_d, mask=m_d, other=0.0).to(tl.float32)  # [BLOCK_D]
+    b_shift_b = b_shift
+    if PAIR:
+        b_shift_b = tl.load(p_z + view_offset + o_d, mask=m_d, other=0.0).to(tl.float32)  # [BLOCK_D]
     b_mean = tl.zeros([BLOCK_D], tl.float32)
     b_square, b_mean_b, b_square_b = b_mean, b_mean, b_mean
     b_product, b_distance = b_mean, b_mean
@@ -57,24 +64,28 @@ def moments_kernel(
         count = tl.minimum(last - row, BLOCK_ROWS).to(tl.float32)
         before = (row - first).to(tl.float32)
         b_a = tl.load(p_tile, mask=m, other=0.0).to(tl.float32)  # [BLOCK_ROWS, BLOCK_D]
-        tile_mean = tl.sum(b_a, axis=0) / count  # [BLOCK_D]
-        b_u = tl.where(m, b_a - tile_mean[None, :], 0.0)  # [BLOCK_ROWS, BLOCK_D]
+        b_u = tl.where(m, b_a - b_shift[None, :], 0.0)  # [BLOCK_ROWS, BLOCK_D]
+        tile_mean = tl.sum(b_u, axis=0) / count  # [BLOCK_D]
+        b_u = tl.where(m, b_u - tile_mean[None, :], 0.0)  # [BLOCK_ROWS, BLOCK_D]
         b_mean, b_square, delta, weight = _merge(
             b_mean, b_square, before, tile_mean, tl.sum(b_u * b_u, axis=0), count
         )
         if PAIR:
             b_b = tl.load(p_tile + view_offset, mask=m, other=0.0).to(tl.float32)  # [BLOCK_ROWS, BLOCK_D]
-            tile_mean = tl.sum(b_b, axis=0) / count  # [BLOCK_D]
-            b_v = tl.where(m, b_b - tile_mean[None, :], 0.0)  # [BLOCK_ROWS, BLOCK_D]
+            b_v = tl.where(m, b_b - b_shift_b[None, :], 0.0)  # [BLOCK_ROWS, BLOCK_D]
+            tile_mean = tl.sum(b_v, axis=0) / count  # [BLOCK_D]
+            b_v = tl.where(m, b_v - tile_mean[None, :], 0.0)  # [BLOCK_ROWS, BLOCK_D]
             b_mean_b, b_square_b, delta_b, weight = _merge(
                 b_mean_b, b_square_b, before, tile_mean, tl.sum(b_v * b_v, axis=0), count
             )
             b_product += tl.sum(b_u * b_v, axis=0) + delta * delta_b * weight
             b_distance += tl.sum((b_a - b_b) * (b_a - b_b), axis=0)
-    p_out = p_partial + i_part * 6 * features + o_d
+    p_out = p_partial + i_part * PARTIALS * features + o_d
     tl.store(p_out, b_mean, mask=m_d)
     tl.store(p_out + features, b_square, mask=m_d)
+    tl.store(p_out + 6 * features, b_shift, mask=m_d)
     if PAIR:
+        tl.store(p_out + 7 * features, b_shift_b, mask=m_d)
         tl.store(p_out + 2 * features, b_mean_b, mask=m_d)
         tl.store(p_out + 3 * features, b_square_b, mask=m_d)
         tl.store(p_out + 4 * features, b_product, mask=m_d)
@@ -83,7 +94,7 @@ def moments_kernel(
 
 @triton.jit(do_not_specialize=["parts", "rows", "rows_per_program"])
 def columns_kernel(
-    p_partial,  # float32 [parts, 6, D]
+    p_partial,  # float32 [parts, PARTIALS, D]
     p_columns,  # float32 [COLUMNS, D]
     p_deviation,  # float32 [views, D]
     p_sums,  # float32 [blocks, SUMS]: per view hinges, trace, squared diagonal, largest of the diagonal; distance
@@ -95,31 +106,35 @@ def columns_kernel(
     PAIR: tl.constexpr,
     BARLOW: tl.constexpr,
     UNBIASED: tl.constexpr,
+    PARTIALS: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     i_d = tl.program_id(0)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < features
-    b_mean = tl.zeros([BLOCK_D], tl.float32)
+    b_mean = tl.zeros([BLOCK_D], tl.float64)
     b_square, b_mean_b, b_square_b = b_mean, b_mean, b_mean
     b_product, b_distance = b_mean, b_mean
     for part in range(parts):
-        p_part = p_partial + tl.cast(6 * features, tl.int64) * part + o_d
-        before = (part * rows_per_program).to(tl.float32)
-        count = tl.minimum(rows - part * rows_per_program, rows_per_program).to(tl.float32)
-        b_m = tl.load(p_part, mask=m_d, other=0.0)  # [BLOCK_D]
-        b_s = tl.load(p_part + features, mask=m_d, other=0.0)  # [BLOCK_D]
+        p_part = p_partial + tl.cast(PARTIALS * features, tl.int64) * part + o_d
+        before = (part * rows_per_program).to(tl.float64)
+        count = tl.minimum(rows - part * rows_per_program, rows_per_program).to(tl.float64)
+        b_m = tl.load(p_part, mask=m_d, other=0.0).to(tl.float64)  # [BLOCK_D]
+        b_s = tl.load(p_part + features, mask=m_d, other=0.0).to(tl.float64)  # [BLOCK_D]
         b_mean, b_square, delta, weight = _merge(b_mean, b_square, before, b_m, b_s, count)
         if PAIR:
-            b_m = tl.load(p_part + 2 * features, mask=m_d, other=0.0)  # [BLOCK_D]
-            b_s = tl.load(p_part + 3 * features, mask=m_d, other=0.0)  # [BLOCK_D]
+            b_m = tl.load(p_part + 2 * features, mask=m_d, other=0.0).to(tl.float64)  # [BLOCK_D]
+            b_s = tl.load(p_part + 3 * features, mask=m_d, other=0.0).to(tl.float64)  # [BLOCK_D]
             b_mean_b, b_square_b, delta_b, weight = _merge(b_mean_b, b_square_b, before, b_m, b_s, count)
             b_product += tl.load(p_part + 4 * features, mask=m_d, other=0.0) + delta * delta_b * weight
             b_distance += tl.load(p_part + 5 * features, mask=m_d, other=0.0)
+    b_mean += tl.load(p_partial + 6 * features + o_d, mask=m_d, other=0.0)
+    if PAIR:
+        b_mean_b += tl.load(p_partial + 7 * features + o_d, mask=m_d, other=0.0)
     p_out = p_columns + o_d
     p_block = p_sums + i_d * SUMS
-    n = rows.to(tl.float32)
+    n = rows.to(tl.float64)
     tl.store(p_out, b_mean, mask=m_d)
     tl.store(p_out + features, b_square, mask=m_d)
     b_deviation = tl.sqrt(b_square / (n - 1.0))  # [BLOCK_D]
@@ -187,8 +202,9 @@ def loss_kernel(
     p_rank,  # float32 [views], or [1] for Barlow Twins
     p_flag,  # int32 [views]: whether the Gram form cancels too much; read if EXACT, written if not
     p_sums,  # float32 [blocks, SUMS]
-    p_squares,  # [views, tiles], sums of squared products; float64 if EXACT
-    p_exact,  # float64 [views, blocks], sums of the squared diagonal, read if EXACT
+    p_squares,  # float32 [views, tiles], sums of squared products
+    p_exact_squares,  # float64 [views, tiles], the same where the flag is set, read if EXACT
+    p_exact,  # float64 [views, blocks], sums of the squared diagonal where the flag is set, read if EXACT
     blocks,
     tiles,
     invariance,  # weight over N D
@@ -227,16 +243,16 @@ def loss_kernel(
                 trace = _total(p_sums + 4 * view + 1, blocks, SUMS, BLOCK)
                 diagonal = _total(p_sums + 4 * view + 2, blocks, SUMS, BLOCK)
                 largest = _largest(p_sums + 4 * view + 3, blocks, SUMS, BLOCK)
+                pairs = _total(p_squares + view * tiles, tiles, 1, BLOCK)
+                if GRAM:
+                    pairs -= diagonal
                 if EXACT:
-                    pairs = _total(p_squares + view * tiles, tiles, 1, BLOCK) - _total(
-                        p_exact + view * blocks, blocks, 1, BLOCK
-                    )
-                else:
-                    pairs = _total(p_squares + view * tiles, tiles, 1, BLOCK)
-                    if GRAM:
-                        pairs -= diagonal
-                        cancels = largest * trace > most_cancellation * pairs
-                        tl.store(p_flag + view, cancels.to(tl.int32))
+                    if tl.load(p_flag + view) != 0:
+                        pairs = _total(p_exact_squares + view * tiles, tiles, 1, BLOCK)
+                        pairs -= _total(p_exact + view * blocks, blocks, 1, BLOCK)
+                elif GRAM:
+                    cancels = largest * trace > most_cancellation * pairs
+                    tl.store(p_flag + view, cancels.to(tl.int32))
                 loss += covariance * pairs
                 tl.store(p_rank + view, (trace * trace / (pairs + diagonal)).to(tl.float32))
             else:
@@ -333,7 +349,7 @@ def moments(dtype: torch.dtype, pair: bool, aligned: bool) -> KernelConfiguratio
             "view_offset": "i64",
             **dict.fromkeys(("rows", "rows_per_program", "features", "stride"), "i32"),
         },
-        constexprs={"PAIR": pair, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_D": BLOCK_D},
+        constexprs={"PAIR": pair, "PARTIALS": PARTIALS, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_D": BLOCK_D},
         divisible_by_16=("p_z", "p_partial", *_ALIGNED) if aligned else (),
         expected_load_bits=128 if aligned else 0,
         expected_store_bits=0,  # sums: 128 floats for thousands of values read
@@ -351,7 +367,14 @@ def columns(pair: bool, barlow: bool, unbiased: bool) -> KernelConfiguration:
             **dict.fromkeys(("parts", "rows", "rows_per_program", "features"), "i32"),
             "eps": "fp32",
         },
-        constexprs={"PAIR": pair, "BARLOW": barlow, "UNBIASED": unbiased, "SUMS": SUMS, "BLOCK_D": BLOCK_D},
+        constexprs={
+            "PAIR": pair,
+            "BARLOW": barlow,
+            "UNBIASED": unbiased,
+            "PARTIALS": PARTIALS,
+            "SUMS": SUMS,
+            "BLOCK_D": BLOCK_D,
+        },
         num_warps=4,
         expected_load_bits=0,
         expected_store_bits=0,
@@ -370,7 +393,8 @@ def loss(views: int, barlow: bool, products: bool, gram: bool, exact: bool) -> K
             "p_rank": "*fp32",
             "p_flag": "*i32",
             "p_sums": "*fp32",
-            "p_squares": "*fp64" if exact else "*fp32",
+            "p_squares": "*fp32",
+            "p_exact_squares": "*fp64",
             "p_exact": "*fp64",
             "blocks": "i32",
             "tiles": "i32",

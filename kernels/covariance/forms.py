@@ -39,6 +39,19 @@ class Passes(Protocol):
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor: ...
 
+    def row_squares(self, x: Tensor) -> Tensor: ...
+
+
+class Gram(NamedTuple):
+    """XX' of some rows and all: beside float32 [rows, N], whose diagonal is zero; diagonal float64 [rows].
+
+    The diagonal is a sum of squares where the rest are sums of either sign, so it outweighs them: apart, it costs a
+    product with the matrix no places, and is exact.
+    """
+
+    beside: Tensor
+    diagonal: Tensor
+
 
 class Operand(NamedTuple):
     """X = (z - mean) * scale without its values: z [N, D] as stored, mean and scale float64 [D]."""
@@ -66,16 +79,19 @@ class Operand(NamedTuple):
 # ---- Gram form ------------------------------------------------------------------------------------------------
 
 
-def gram_matrix(passes: Passes, x: Operand, mine: slice | None, room: Tensor | None) -> Tensor:
-    """XX' [N, N] in float32, or of the rows `mine` alone. room: float32 [N, D] to be used as scratch."""
+def gram_matrix(passes: Passes, x: Operand, mine: slice | None, room: Tensor | None) -> Gram:
+    """XX', or of the rows `mine` alone. room: float32 [N, D] to be used as scratch."""
     rows, features = x.z.shape
-    own = rows if mine is None else mine.stop - mine.start
-    out = x.z.new_zeros((own, rows), dtype=torch.float32)
+    own = slice(0, rows) if mine is None else mine
+    count = own.stop - own.start
+    out = x.z.new_zeros((count, rows), dtype=torch.float32)
+    diagonal = x.z.new_zeros(count, dtype=torch.float64)
     width = features if room is not None else min(features, _TILE)
     tile = x.z.new_empty((rows, width), dtype=torch.float32) if room is None else room
     for start in range(0, features, width):
         part = x.columns(start, min(start + width, features))
         values = part.write(passes, tile[:, : part.z.shape[1]])
+        diagonal += passes.row_squares(values[own])
         if mine is not None:
             out.addmm_(values[mine], values.T)
             continue
@@ -84,7 +100,13 @@ def gram_matrix(passes: Passes, x: Operand, mine: slice | None, room: Tensor | N
             out[block:stop, :stop].addmm_(values[block:stop], values[:stop].T)
     if mine is None:
         _mirror(out)
-    return out
+    out[:, own].fill_diagonal_(0.0)
+    return Gram(out, diagonal)
+
+
+def gram_dot(passes: Passes, a: Gram, b: Gram) -> Tensor:
+    """The sum over entries of the products of two Gram matrices."""
+    return passes.dot(a.beside, b.beside) + (a.diagonal * b.diagonal).sum()
 
 
 def _mirror(matrix: Tensor) -> None:
@@ -94,29 +116,31 @@ def _mirror(matrix: Tensor) -> None:
         matrix[start:stop, stop : matrix.shape[0]] = matrix[stop:, start:stop].T
 
 
-def gram_product(passes: Passes, gram: Tensor, x: Operand, out: Tensor) -> None:
-    """out = gram @ X, float32.
+def gram_product(passes: Passes, gram: Gram, x: Operand, mine: slice, out: Tensor) -> None:
+    """out = the rows `mine` of XX' times X, float32.
 
-    Where gram is square, out itself holds the operand: a tile of X stands to the right of its product's place,
-    and what is left to do halves, so that a few large products need no memory beyond out.
+    Where those are all, out itself holds the operand: a tile of X stands to the right of its product's place, and
+    what is left to do halves, so that a few large products need no memory beyond out.
     """
     rows, features = x.z.shape
-    if gram.shape[0] != rows:
-        tile = x.z.new_empty((rows, min(features, _TILE)), dtype=torch.float32)
-        for start in range(0, features, _TILE):
-            part = x.columns(start, min(start + _TILE, features))
-            values = part.write(passes, tile[:, : part.z.shape[1]])
-            torch.mm(gram, values, out=out[:, start : start + _TILE])
-        return
-    start = 0
+    diagonal = gram.diagonal.float()[:, None]
+    start, width = 0, min(features, _TILE)
+    alone = gram.beside.shape[0] == rows
+    tile = None if alone else x.z.new_empty((rows, width), dtype=torch.float32)
     while start < features:
         left = features - start
-        width = left // 2 if left > 2 * _SMALLEST else min(left, _SMALLEST)
-        part = x.columns(start, start + width)
-        beside = out[:, start + width : start + 2 * width]
-        if beside.shape[1] < width:
-            beside = out.new_empty((rows, width))
-        torch.mm(gram, part.write(passes, beside), out=out[:, start : start + width])
+        if tile is not None:
+            width = min(left, _TILE)
+            room = tile[:, :width]
+        else:
+            width = left // 2 if left > 2 * _SMALLEST else min(left, _SMALLEST)
+            room = out[:, start + width : start + 2 * width]
+            if room.shape[1] < width:
+                room = out.new_empty((rows, width))
+        values = x.columns(start, start + width).write(passes, room)
+        product = out[:, start : start + width]
+        torch.mm(gram.beside, values, out=product)
+        product.addcmul_(values[mine], diagonal)
         start += width
 
 

@@ -49,3 +49,8 @@ class _Passes:
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         value = native.function("covariance_dot")(a, b, torch.get_num_threads())
         return torch.tensor(value, dtype=torch.float64)
+
+    def row_squares(self, x: Tensor) -> Tensor:
+        out = torch.empty(x.shape[0], dtype=torch.float64)
+        native.function("covariance_row_squares")(x, out, torch.get_num_threads())
+        return out

@@ -76,14 +76,14 @@ class _Launches:
     def result(self, gradients: bool) -> Result:
         self._statistics()
         if self.wanted:
-            self.matrix, self.squares = self._matrix(exact=False)
+            self.matrix, self.matrix_rows, self.squares = self._matrix(exact=False)
         else:
-            self.matrix = self.squares = self.sums  # not read
-        self.exact_squares = self.exact_diagonal = self._new(1, dtype=torch.float64)
+            self.matrix = self.matrix_rows = self.squares = self.sums  # not read
+        self.exact_squares = self.exact_sums = self.exact_diagonal = self._new(1, dtype=torch.float64)
         self._loss(exact=False)
         if self.guarded:
             self._exact_diagonal()
-            self.exact_matrix, self.exact_sums = self._matrix(exact=True)
+            self.exact_matrix, self.exact_rows, self.exact_sums = self._matrix(exact=True)
             self._loss(exact=True)
         out = self._gradients() if gradients else None
         return Result(self.loss, self.deviation, self.rank, out)
@@ -94,7 +94,7 @@ class _Launches:
         settings, count = self.settings, len(self.views)
         per_program = max(_ROWS_PER_PROGRAM, triton.cdiv(self.rows, _MOST_PARTS))
         parts = triton.cdiv(self.rows, per_program)
-        partial = self._new(parts, 6, self.features)
+        partial = self._new(parts, statistics.PARTIALS, self.features)
         launch(
             statistics.moments(self.dtype, self.pair, self.aligned),
             (self.column_blocks, parts),
@@ -135,7 +135,6 @@ class _Launches:
     def _loss(self, exact: bool) -> None:
         settings, entries = self.settings, self.rows * self.features
         views = len(self.views)
-        squares = self.exact_sums if exact else self.squares
         launch(
             statistics.loss(views, self.barlow, self.wanted, self.gram and self.wanted, exact),
             (1,),
@@ -143,10 +142,11 @@ class _Launches:
             self.rank,
             self.flag,
             self.sums,
-            squares,
+            self.squares,
+            self.exact_sums,
             self.exact_squares,
             self.column_blocks,
-            squares.shape[-1],
+            self.squares.shape[-1],
             settings.invariance / entries,
             settings.covariance if self.barlow else settings.variance / self.features,
             self._per_square(),
@@ -156,8 +156,8 @@ class _Launches:
 
     # ---- products ---------------------------------------------------------------------------------------------
 
-    def _matrix(self, exact: bool) -> tuple[Tensor, Tensor]:
-        """(matrices, sums of squares of their tiles)"""
+    def _matrix(self, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(matrices without their diagonals, those of Gram matrices, sums of squares of tiles)"""
         cross = self.barlow and self.gram
         whole = self.barlow and not self.gram  # X'Y has no symmetry
         matrices = 1 if whole else len(self.views)
@@ -188,18 +188,20 @@ class _Launches:
         )
         matrix = partial if splits == 1 else self._new(matrices, self.side, self.side)
         blocks = triton.cdiv(self.side, products.REDUCE_BLOCK)
+        diagonal = self._new(matrices, self.side, dtype=dtype)
         squares = self._new(1 if cross else matrices, blocks * blocks, dtype=dtype)
         launch(
             products.join(not whole, cross, not self.gram, exact),
             (blocks * blocks, 1 if cross else matrices),
             partial,
             matrix,
+            diagonal,
             squares,
             self.flag,
             self.side,
             splits,
         )
-        return matrix, squares
+        return matrix, diagonal, squares
 
     def _exact_diagonal(self) -> None:
         views = len(self.views)
@@ -268,6 +270,7 @@ class _Launches:
             kernel,
             (triton.cdiv(self.features, kernel.constexprs["BLOCK_D"]), row_blocks, len(self.views)),
             self.exact_matrix if exact else self.matrix,
+            self.exact_rows if exact else self.matrix_rows,
             self.first,
             self.columns,
             self.exact_diagonal,
@@ -326,7 +329,7 @@ class _Passes:
         aligned = not any(number % 16 for number in (first.data_ptr(), offset, features, stride))
         per_program = max(_ROWS_PER_PROGRAM, triton.cdiv(rows, _MOST_PARTS))
         parts = triton.cdiv(rows, per_program)
-        partial = torch.empty((parts, 6, features), dtype=torch.float32, device=first.device)
+        partial = torch.empty((parts, statistics.PARTIALS, features), dtype=torch.float32, device=first.device)
         launch(
             statistics.moments(first.dtype, len(views) == 2, aligned),
             (triton.cdiv(features, statistics.BLOCK_D), parts),
@@ -340,7 +343,10 @@ class _Passes:
         )
         counts = torch.full((parts,), per_program, dtype=torch.float64, device=first.device)
         counts[-1:] = rows - (parts - 1) * per_program
-        return algorithm.merge(counts, partial[:, :width].double())
+        merged = algorithm.merge(counts, partial[:, :width].double())
+        for view, shift in enumerate(partial[0, 6 : 6 + len(views)]):
+            merged[2 * view] += shift
+        return merged
 
     def centre(self, z: Tensor, mean: Tensor, scale: Tensor | None, out: Tensor) -> None:
         torch.sub(z.float(), mean.float(), out=out)
@@ -364,3 +370,6 @@ class _Passes:
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dtype=torch.float64)
+
+    def row_squares(self, x: Tensor) -> Tensor:
+        return x.square().sum(dim=1, dtype=torch.float64)
