@@ -1,6 +1,6 @@
 """How the cost of the covariance losses grows with N and D, beside the published order: a figure.
 
-    python -m jepa_fast.bench.report.scaling --output docs/covariance_scaling.png
+python -m jepa_fast.bench.report.scaling --output docs/covariance_scaling.png
 """
 
 import argparse
@@ -82,7 +82,9 @@ def _panel(
             sizes, [1e3 * values[-1] * c / cost[-1] for c in cost], color=color, linewidth=0.8, linestyle="--"
         )
     axes.axvline(crossover, color="#20293a", linewidth=1, linestyle=":")
-    axes.annotate("N = D", (crossover, 0.02), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points")
+    axes.annotate(
+        "N = D", (crossover, 0.02), (4, 0), xycoords=("data", "axes fraction"), textcoords="offset points"
+    )
     axes.set(xscale="log", yscale="log", xlabel=label, title=f"VICReg, {title}")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()

@@ -65,7 +65,7 @@ def tensors(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) ->
     return first.to(device, dtype).requires_grad_(), second.to(device, dtype).requires_grad_()
 
 
-def with_gradients(loss: Callable[..., Tensor], views: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+def with_gradients(loss: Callable[..., Tensor], views: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The loss and the gradient of each view."""
     value = loss(*views)
     return (value, *torch.autograd.grad(value, views))

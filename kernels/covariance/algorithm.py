@@ -59,7 +59,10 @@ class _Computation:
             moments = self._join(own, moments)
         self.rows = sum(self.counts)
         self.means, self.squares = moments[_MEANS], moments[_SQUARES]
-        self.product_sum, self.distance_sum = (moments[4], moments[5].sum()) if len(views) == 2 else (None, None)
+        self.product_sum: Tensor | None = None
+        self.distance_sum: Tensor | None = None
+        if len(views) == 2:
+            self.product_sum, self.distance_sum = moments[4], moments[5].sum()
         self.gram = self.rows < self.features
         self.deviation = (self.squares / (self.rows - 1)).sqrt()
         # Half precision has no range for gradients that a loss scale has not seen yet.
@@ -97,7 +100,13 @@ class _Computation:
         return out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
 
     def _finish(
-        self, view: int, product: Tensor | None, of_product: Tensor, of_own: Tensor, of_other: Tensor | None, distance: float
+        self,
+        view: int,
+        product: Tensor | None,
+        of_product: Tensor,
+        of_own: Tensor,
+        of_other: Tensor | None,
+        distance: float,
     ) -> None:
         assert self.out is not None
         pair = (view, 1 - view) if len(self.views) == 2 else (view,)
@@ -115,7 +124,10 @@ class _Computation:
     def _vicreg(self) -> tuple[Tensor, Tensor]:
         settings, rows, features = self.settings, self.rows, self.features
         smoothed = (self.squares / (rows - 1) + settings.eps).sqrt()  # [views, D]
-        total, hinge = torch.zeros((), dtype=torch.float64, device=smoothed.device), torch.zeros_like(smoothed)
+        total, hinge = (
+            torch.zeros((), dtype=torch.float64, device=smoothed.device),
+            torch.zeros_like(smoothed),
+        )
         if settings.variance:
             total = total + settings.variance * torch.relu(1.0 - smoothed).mean(dim=1).sum()
             slope = -settings.variance / (features * (rows - 1) * smoothed)
@@ -187,10 +199,15 @@ class _Computation:
             of_products = 2.0 * settings.off_diagonal * settings.covariance / rows**2
             slope = diagonal - 1.0 if skipped else diagonal - 1.0 - settings.off_diagonal * diagonal
             slope = 2.0 * settings.covariance * slope
-            dots = [self.passes.column_dots(p, v, m) for p, v, m in zip(products, self.views, self.means, strict=True)]
+            dots = [
+                self.passes.column_dots(p, v, m)
+                for p, v, m in zip(products, self.views, self.means, strict=True)
+            ]
             for view, dot in enumerate(self._sum(torch.stack(dots)) * scales):
                 own, other = scales[view], scales[1 - view]
-                along = of_products * dot + slope * diagonal  # sum over rows of the slope times the normalised feature
+                along = (
+                    of_products * dot + slope * diagonal
+                )  # sum over rows of the slope times the normalised feature
                 self._finish(
                     view,
                     products[view],

@@ -47,7 +47,7 @@ def covariance_loss(
     group: Group | None = None,
     return_statistics: bool = False,
     implementation: str = "auto",
-) -> Tensor | tuple[Tensor, CollapseStatistics]:
+) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
     """The squared covariances of different features (VICReg, arXiv 2105.04906, equations 3 and 4):
 
         C    = Zc' Zc / (N - 1),   Zc = z - mean over rows
@@ -78,7 +78,7 @@ def variance_loss(
     group: Group | None = None,
     return_statistics: bool = False,
     implementation: str = "auto",
-) -> Tensor | tuple[Tensor, CollapseStatistics]:
+) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
     """The hinge on the features' deviations (VICReg, arXiv 2105.04906, equations 1 and 2):
 
         loss = mean over d of max(0, 1 - sqrt(var(z[:, d]) + eps))          var: unbiased
@@ -102,7 +102,7 @@ def vicreg_loss(
     group: Group | None = None,
     return_statistics: bool = False,
     implementation: str = "auto",
-) -> Tensor | tuple[Tensor, CollapseStatistics]:
+) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
     """VICReg's loss of two views of a batch (arXiv 2105.04906, equation 6), as the paper's code weighs its terms:
 
         invariance * mean (z_a - z_b)^2  +  variance * share * (v(z_a) + v(z_b))  +  covariance * (c(z_a) + c(z_b))
@@ -157,7 +157,7 @@ def barlow_twins_loss(
     group: Group | None = None,
     return_statistics: bool = False,
     implementation: str = "auto",
-) -> Tensor | tuple[Tensor, CollapseStatistics]:
+) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
     """Barlow Twins' loss of two views of a batch (arXiv 2103.03230, equations 1 and 2):
 
         C    = X' Y / N,  X and Y the views with every feature normalised over the batch
@@ -217,7 +217,12 @@ class _Covariance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z_a: Tensor, z_b: Tensor | None, settings: Settings, group: Group | None, implementation: str
+        ctx: Any,
+        z_a: Tensor,
+        z_b: Tensor | None,
+        settings: Settings,
+        group: Group | None,
+        implementation: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad[:2])
         views = _views(z_a, z_b)
@@ -242,7 +247,10 @@ class _Covariance(torch.autograd.Function):
         if ctx.compiled:
             found: list[Tensor] = [(g * upstream).to(ctx.dtype) for g in ctx.saved_tensors if g.numel()]
         else:
-            gradients, ctx.gradients = ctx.gradients, None  # handed over once; a second backward forms them anew
+            gradients, ctx.gradients = (
+                ctx.gradients,
+                None,
+            )  # handed over once; a second backward forms them anew
             if gradients is None:
                 settings, group, implementation = ctx.arguments
                 gradients = _evaluate(ctx.saved_tensors, settings, True, group, implementation).gradients
@@ -294,7 +302,9 @@ def _check(views: Views, settings: Settings, group: Group | None) -> None:
     if view.shape[0] < 2 and (group is None or collective.size(group) == 1):
         raise ValueError(f"{name}: expected at least two rows, got {list(view.shape)}")
     if settings.pairs and settings.covariance and view.shape[1] < 2:
-        raise ValueError(f"{name}: expected at least two features for a mean over pairs, got {list(view.shape)}")
+        raise ValueError(
+            f"{name}: expected at least two features for a mean over pairs, got {list(view.shape)}"
+        )
     _check_number("eps", settings.eps)
 
 

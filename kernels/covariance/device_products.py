@@ -5,26 +5,16 @@ is called the matrix here; the other product of the loss is that of the matrix a
 """
 
 # mypy: allow-untyped-defs
-import functools
-from collections.abc import Iterable
-
-import torch
+# ruff: noqa: N803, N806, SIM102 (constexpr arguments are upper case in Triton, and are tested before anything else)
 import triton
 import triton.language as tl
 
-from ..runtime.configuration import KernelConfiguration
-
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-EXACT_BLOCK = 32  # of products in float64
-REDUCE_BLOCK = 32
-SPLITS_MOST = 32
-
 
 @triton.jit
-def _centred(p_tile, m, b_mean, b_scale, SCALED: tl.constexpr):
-    """What is loaded and masked, minus the mean, times the scale; both broadcast over the tile."""
+def _centred(p_tile, m, b_mean, b_low, b_scale, SCALED: tl.constexpr):
+    """What is loaded and masked, minus the mean in two parts, times the scale; all broadcast over the tile."""
     b_tile = tl.load(p_tile, mask=m, other=0.0).to(b_mean.dtype)
-    b_tile = b_tile - b_mean
+    b_tile = b_tile - b_mean - b_low
     if SCALED:
         b_tile = b_tile * b_scale
     return tl.where(m, b_tile, 0.0)
@@ -42,6 +32,7 @@ def matrix_kernel(
     stride,
     steps,  # of BLOCK_K along the sum, for each of the splits
     splits,
+    LOW: tl.constexpr,  # row of p_columns with what the rounding of the means left
     TILED: tl.constexpr,  # X'X, else XX'
     PAIR: tl.constexpr,  # X'Y
     SCALED: tl.constexpr,
@@ -70,9 +61,11 @@ def matrix_kernel(
     p_first = p_z + i_view * view_offset
     p_mean = p_columns + 2 * i_view * features
     p_scale = p_columns + (5 + i_view) * features
-    p_second, p_mean_j, p_scale_j = p_first, p_mean, p_scale
+    p_low = p_columns + (LOW + i_view) * features
+    p_second, p_mean_j, p_low_j, p_scale_j = p_first, p_mean, p_low, p_scale
     if PAIR:
         p_second, p_mean_j, p_scale_j = p_z + view_offset, p_columns + 2 * features, p_columns + 6 * features
+        p_low_j = p_columns + (LOW + 1) * features
     b_acc = tl.zeros([BLOCK, BLOCK], ACCUMULATOR)
     start = i_split * steps * BLOCK_K
     stop = tl.minimum(start + steps * BLOCK_K, depth)
@@ -81,6 +74,8 @@ def matrix_kernel(
         p_j = p_second + o_j[None, :]  # [1, BLOCK]
         b_mean = tl.load(p_mean + o_i, mask=m_i, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK]
         b_mean_j = tl.load(p_mean_j + o_j, mask=m_j, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK]
+        b_low = tl.load(p_low + o_i, mask=m_i, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK]
+        b_low_j = tl.load(p_low_j + o_j, mask=m_j, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK]
         b_scale, b_scale_j = b_mean, b_mean_j
         if SCALED:
             b_scale = tl.load(p_scale + o_i, mask=m_i, other=0.0)[None, :]  # [1, BLOCK]
@@ -88,10 +83,16 @@ def matrix_kernel(
         for k in range(start, stop, BLOCK_K):
             o_k = (k + tl.arange(0, BLOCK_K)).to(tl.int64)
             m_k = (o_k < rows)[:, None]  # [BLOCK_K, 1]
-            b_i = _centred(p_i + o_k[:, None] * stride, m_k & m_i[None, :], b_mean, b_scale, SCALED)
-            b_j = _centred(p_j + o_k[:, None] * stride, m_k & m_j[None, :], b_mean_j, b_scale_j, SCALED)
+            b_i = _centred(p_i + o_k[:, None] * stride, m_k & m_i[None, :], b_mean, b_low, b_scale, SCALED)
+            b_j = _centred(
+                p_j + o_k[:, None] * stride, m_k & m_j[None, :], b_mean_j, b_low_j, b_scale_j, SCALED
+            )
             b_acc = tl.dot(
-                tl.trans(b_i.to(OPERAND)), b_j.to(OPERAND), b_acc, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                tl.trans(b_i.to(OPERAND)),
+                b_j.to(OPERAND),
+                b_acc,
+                input_precision=PRECISION,
+                out_dtype=ACCUMULATOR,
             )  # [BLOCK, BLOCK]
     else:
         p_i = p_first + o_i[:, None] * stride  # [BLOCK, 1]
@@ -100,13 +101,18 @@ def matrix_kernel(
             o_k = k + tl.arange(0, BLOCK_K)
             m_k = o_k < features  # as divisible as features are, so that 16 bytes are loaded at a time
             b_mean = tl.load(p_mean + o_k, mask=m_k, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK_K]
+            b_low = tl.load(p_low + o_k, mask=m_k, other=0.0).to(ACCUMULATOR)[None, :]  # [1, BLOCK_K]
             b_scale = b_mean
             if SCALED:
                 b_scale = tl.load(p_scale + o_k, mask=m_k, other=0.0)[None, :]  # [1, BLOCK_K]
-            b_i = _centred(p_i + o_k[None, :], m_i[:, None] & m_k[None, :], b_mean, b_scale, SCALED)
-            b_j = _centred(p_j + o_k[None, :], m_j[:, None] & m_k[None, :], b_mean, b_scale, SCALED)
+            b_i = _centred(p_i + o_k[None, :], m_i[:, None] & m_k[None, :], b_mean, b_low, b_scale, SCALED)
+            b_j = _centred(p_j + o_k[None, :], m_j[:, None] & m_k[None, :], b_mean, b_low, b_scale, SCALED)
             b_acc = tl.dot(
-                b_i.to(OPERAND), tl.trans(b_j.to(OPERAND)), b_acc, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                b_i.to(OPERAND),
+                tl.trans(b_j.to(OPERAND)),
+                b_acc,
+                input_precision=PRECISION,
+                out_dtype=ACCUMULATOR,
             )  # [BLOCK, BLOCK]
     p_out = p_partial + (i_view * splits + i_split).to(tl.int64) * side * side
     tl.store(p_out + o_i[:, None] * side + o_j[None, :], b_acc, mask=m_i[:, None] & m_j[None, :])
@@ -190,6 +196,7 @@ def exact_diagonal_kernel(
     rows,
     features,
     stride,
+    LOW: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -199,12 +206,13 @@ def exact_diagonal_kernel(
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_d = o_d < features
     b_mean = tl.load(p_columns + 2 * i_view * features + o_d, mask=m_d, other=0.0).to(tl.float64)[None, :]
+    b_low = tl.load(p_columns + (LOW + i_view) * features + o_d, mask=m_d, other=0.0).to(tl.float64)[None, :]
     b_sum = tl.zeros([BLOCK_D], tl.float64)
     for row in range(0, rows, BLOCK_ROWS):
         o_n = row + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         m = (o_n < rows)[:, None] & m_d[None, :]  # [BLOCK_ROWS, BLOCK_D]
         p_tile = p_z + i_view * view_offset + o_n[:, None] * stride + o_d[None, :]
-        b_tile = _centred(p_tile, m, b_mean, b_mean, False)  # [BLOCK_ROWS, BLOCK_D]
+        b_tile = _centred(p_tile, m, b_mean, b_low, b_mean, False)  # [BLOCK_ROWS, BLOCK_D]
         b_sum += tl.sum(b_tile * b_tile, axis=0)
     tl.store(p_diagonal + i_view * features + o_d, b_sum, mask=m_d)
     tl.store(p_squares + i_view * tl.num_programs(0) + i_d, tl.sum(tl.where(m_d, b_sum * b_sum, 0.0), axis=0))
@@ -229,6 +237,7 @@ def product_kernel(
     hinge,  # variance weight / (D (N - 1))
     distance,  # 2 invariance weight / (N D)
     of_product,  # factor of the product in the gradient
+    LOW: tl.constexpr,
     TILED: tl.constexpr,
     BARLOW: tl.constexpr,
     PAIR: tl.constexpr,
@@ -253,6 +262,7 @@ def product_kernel(
     p_own = p_z + i_view * view_offset
     toward = tl.where(i_view == 0, view_offset, -view_offset)  # from this view to the other
     b_mean = tl.load(p_columns + 2 * i_view * features + o_d, mask=m_d, other=0.0).to(ACCUMULATOR)[None, :]
+    b_low = tl.load(p_columns + (LOW + i_view) * features + o_d, mask=m_d, other=0.0).to(ACCUMULATOR)[None, :]
     b_scale = b_mean
     if BARLOW:
         b_scale = tl.load(p_columns + (5 + i_view) * features + o_d, mask=m_d, other=0.0)[None, :]
@@ -261,23 +271,26 @@ def product_kernel(
         # X times the matrix; for Barlow Twins the other view times it, turned for the first view
         p_left = p_own
         p_mean_left, p_scale_left = p_columns + 2 * i_view * features, p_columns + (5 + i_view) * features
+        p_low_left = p_columns + (LOW + i_view) * features
         p_right = p_matrix + i_view * tl.cast(features, tl.int64) * features
         stride_k, stride_d = features, 1
         if BARLOW:
             p_left = p_own + toward
             p_mean_left = p_columns + 2 * (1 - i_view) * features
             p_scale_left = p_columns + (6 - i_view) * features
+            p_low_left = p_columns + (LOW + 1 - i_view) * features
             p_right = p_matrix
             stride_k, stride_d = tl.where(i_view == 0, 1, features), tl.where(i_view == 0, features, 1)
         for k in range(0, features, BLOCK_K):
             o_k = k + tl.arange(0, BLOCK_K)
             m_k = o_k < features
             b_mean_k = tl.load(p_mean_left + o_k, mask=m_k, other=0.0)[None, :]  # [1, BLOCK_K]
+            b_low_k = tl.load(p_low_left + o_k, mask=m_k, other=0.0)[None, :]  # [1, BLOCK_K]
             b_scale_k = b_mean_k
             if BARLOW:
                 b_scale_k = tl.load(p_scale_left + o_k, mask=m_k, other=0.0)[None, :]  # [1, BLOCK_K]
             p_tile = p_left + o_n[:, None] * stride + o_k[None, :]
-            b_left = _centred(p_tile, m_n[:, None] & m_k[None, :], b_mean_k, b_scale_k, BARLOW)
+            b_left = _centred(p_tile, m_n[:, None] & m_k[None, :], b_mean_k, b_low_k, b_scale_k, BARLOW)
             p_tile = p_right + o_k.to(tl.int64)[:, None] * stride_k + o_d.to(tl.int64)[None, :] * stride_d
             b_right = tl.load(p_tile, mask=m_k[:, None] & m_d[None, :], other=0.0)  # [BLOCK_K, BLOCK_D]
             b_acc = tl.dot(b_left.to(OPERAND), b_right.to(OPERAND), b_acc, input_precision=PRECISION)
@@ -291,13 +304,17 @@ def product_kernel(
             p_tile = p_left + o_n[:, None] * rows + o_k[None, :]
             b_left = tl.load(p_tile, mask=m_n[:, None] & m_k[None, :], other=0.0)  # [BLOCK_N, BLOCK_K]
             p_tile = p_own + o_k[:, None] * stride + o_d[None, :]
-            b_right = _centred(p_tile, m_k[:, None] & m_d[None, :], b_mean, b_scale, BARLOW)
+            b_right = _centred(p_tile, m_k[:, None] & m_d[None, :], b_mean, b_low, b_scale, BARLOW)
             b_acc = tl.dot(
-                b_left.to(OPERAND), b_right.to(OPERAND), b_acc, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                b_left.to(OPERAND),
+                b_right.to(OPERAND),
+                b_acc,
+                input_precision=PRECISION,
+                out_dtype=ACCUMULATOR,
             )  # [BLOCK_N, BLOCK_D]
     p_tile = p_own + o_n[:, None] * stride + o_d[None, :]
     b_own = tl.load(p_tile, mask=m, other=0.0)  # [BLOCK_N, BLOCK_D]
-    b_centred = tl.where(m, b_own.to(ACCUMULATOR) - b_mean, 0.0)  # [BLOCK_N, BLOCK_D]
+    b_centred = tl.where(m, b_own.to(ACCUMULATOR) - b_mean - b_low, 0.0)  # [BLOCK_N, BLOCK_D]
     if not TILED:
         i_matrix = 1 - i_view if BARLOW else i_view
         b_row = tl.load(p_rows + i_matrix * rows + o_n, mask=m_n, other=0.0)[:, None]  # [BLOCK_N, 1]
@@ -324,184 +341,3 @@ def product_kernel(
             b_other = tl.load(p_tile + toward, mask=m, other=0.0)  # [BLOCK_N, BLOCK_D]
             b_value += distance * (b_own.to(ACCUMULATOR) - b_other.to(ACCUMULATOR))
         tl.store(p_store, b_value.to(p_out.dtype.element_ty), mask=m)
-
-
-# ---- configurations -------------------------------------------------------------------------------------------
-
-_ALIGNED = ("view_offset", "features", "stride")
-_OUT = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp32"}  # type of gradients; see api.py
-# Operand and precision of a product. In the second product one operand is a sum of products, beyond float16's range:
-# there float16 goes as TF32, which holds its 11 bits.
-_FIRST = {"fp32": (tl.float32, "tf32x3"), "bf16": (tl.bfloat16, "tf32"), "fp16": (tl.float16, "tf32")}
-_SECOND = {"fp32": (tl.float32, "tf32x3"), "bf16": (tl.bfloat16, "tf32"), "fp16": (tl.float32, "tf32")}
-_EXACT = (tl.float64, "ieee")
-
-
-def block(exact: bool) -> int:
-    """Rows and columns of a program's tile of the matrix. 128 would halve the operands' traffic, and spills: centring
-    takes its registers beside the sums."""
-    return EXACT_BLOCK if exact else 64
-
-
-def _warps(kind: str, tiled: bool, aligned: bool) -> int:
-    """Four hold a tile of half precision; TF32's three products, turned operands and single loads take more."""
-    return 4 if aligned and not tiled and kind != "fp32" else 8
-
-
-def _stages(tiled: bool, aligned: bool) -> int:
-    """Tiles of the operands that are under way at once."""
-    return 3 if aligned and not tiled else 2
-
-
-@functools.cache
-def matrix(
-    dtype: torch.dtype, tiled: bool, barlow: bool, exact: bool, aligned: bool
-) -> KernelConfiguration:
-    kind = TYPES[dtype]
-    operand, precision = _EXACT if exact else _FIRST[kind]
-    form = ("tiled" if tiled else "gram") + ("/barlow" if barlow else "") + ("/exact" if exact else "")
-    return KernelConfiguration(
-        name=f"matrix/{kind}/{form}{'' if aligned else '/unaligned'}",
-        kernel=matrix_kernel,
-        signature={
-            "p_z": f"*{kind}",
-            "p_columns": "*fp32",
-            "p_flag": "*i32",
-            "p_partial": "*fp64" if exact else "*fp32",
-            "view_offset": "i64",
-            **dict.fromkeys(("rows", "features", "stride", "steps", "splits"), "i32"),
-        },
-        constexprs={
-            "TILED": tiled,
-            "PAIR": barlow and tiled,
-            "SCALED": barlow,
-            "EXACT": exact,
-            "OPERAND": operand,
-            "PRECISION": precision,
-            "BLOCK": block(exact),
-            "BLOCK_K": 32,
-        },
-        divisible_by_16=("p_z", "p_columns", *_ALIGNED) if aligned else (),
-        num_warps=4 if exact else _warps(kind, tiled, aligned),
-        num_stages=1 if exact else _stages(tiled, aligned),
-        expected_load_bits=128 if aligned and not exact else 0,
-        expected_store_bits=0,
-        expected_tensor_core=not exact,
-    )
-
-
-@functools.cache
-def join(symmetric: bool, cross: bool, skip_diagonal: bool, exact: bool) -> KernelConfiguration:
-    form = "cross" if cross else ("symmetric" if symmetric else "whole") + ("/skip" if skip_diagonal else "")
-    pointer = "*fp64" if exact else "*fp32"
-    return KernelConfiguration(
-        name=f"join/{form}{'/exact' if exact else ''}",
-        kernel=join_kernel,
-        signature={
-            **dict.fromkeys(("p_partial", "p_matrix", "p_diagonal", "p_squares"), pointer),
-            "p_flag": "*i32",
-            "side": "i32",
-            "splits": "i32",
-        },
-        constexprs={
-            "SYMMETRIC": symmetric,
-            "CROSS": cross,
-            "SKIP_DIAGONAL": skip_diagonal,
-            "EXACT": exact,
-            "BLOCK": REDUCE_BLOCK,
-        },
-        expected_load_bits=0,
-        expected_store_bits=0,
-    )
-
-
-@functools.cache
-def exact_diagonal(dtype: torch.dtype) -> KernelConfiguration:
-    return KernelConfiguration(
-        name=f"exact_diagonal/{TYPES[dtype]}",
-        kernel=exact_diagonal_kernel,
-        signature={
-            "p_z": f"*{TYPES[dtype]}",
-            "p_columns": "*fp32",
-            "p_flag": "*i32",
-            "p_diagonal": "*fp64",
-            "p_squares": "*fp64",
-            "view_offset": "i64",
-            **dict.fromkeys(("rows", "features", "stride"), "i32"),
-        },
-        constexprs={"BLOCK_ROWS": 16, "BLOCK_D": 128},
-        expected_load_bits=0,
-        expected_store_bits=0,
-    )
-
-
-@functools.cache
-def product(
-    dtype: torch.dtype, tiled: bool, barlow: bool, pair: bool, guarded: bool, exact: bool, aligned: bool
-) -> KernelConfiguration:
-    kind = TYPES[dtype]
-    operand, precision = _EXACT if exact else _SECOND[kind]
-    form = ("tiled" if tiled else "gram") + ("/barlow" if barlow else "/pair" if pair else "")
-    form += "/exact" if exact else "/guarded" if guarded else ""
-    return KernelConfiguration(
-        name=f"product/{kind}/{form}{'' if aligned else '/unaligned'}",
-        kernel=product_kernel,
-        signature={
-            "p_matrix": "*fp64" if exact else "*fp32",
-            "p_rows": "*fp64" if exact else "*fp32",
-            "p_z": f"*{kind}",
-            "p_columns": "*fp32",
-            "p_diagonal": "*fp64",
-            "p_flag": "*i32",
-            "p_out": "*fp32" if barlow else f"*{_OUT[kind]}",
-            "p_dots": "*fp32",
-            "view_offset": "i64",
-            "out_offset": "i64",
-            **dict.fromkeys(("rows", "features", "stride"), "i32"),
-            **dict.fromkeys(("eps", "hinge", "distance", "of_product"), "fp32"),
-        },
-        constexprs={
-            "TILED": tiled,
-            "BARLOW": barlow,
-            "PAIR": pair,
-            "GUARDED": guarded,
-            "EXACT": exact,
-            "OPERAND": operand,
-            "PRECISION": precision,
-            "BLOCK_N": EXACT_BLOCK if exact else 64,
-            "BLOCK_D": EXACT_BLOCK if exact else 64,
-            "BLOCK_K": 32,
-        },
-        divisible_by_16=("p_matrix", "p_z", "p_columns", "p_out", "p_dots", "out_offset", *_ALIGNED)
-        if aligned
-        else (),
-        num_warps=4 if exact else _warps(kind, tiled, aligned),
-        num_stages=1 if exact else _stages(tiled, aligned),
-        expected_load_bits=128 if aligned and not exact else 0,
-        expected_store_bits=0,
-        expected_tensor_core=not exact,
-    )
-
-
-def configurations() -> Iterable[KernelConfiguration]:
-    """Every configuration that the launcher can pick."""
-    for dtype, kind in TYPES.items():
-        guarded = kind == "fp32"
-        for aligned in (True, False):
-            for tiled in (False, True):
-                for barlow in (False, True):
-                    yield matrix(dtype, tiled, barlow, False, aligned)
-                yield product(dtype, tiled, True, True, False, False, aligned)
-                for pair in (False, True):
-                    yield product(dtype, tiled, False, pair, guarded and not tiled, False, aligned)
-            if guarded:
-                yield matrix(dtype, False, False, True, aligned)
-                for pair in (False, True):
-                    yield product(dtype, False, False, pair, False, True, aligned)
-        if guarded:
-            yield exact_diagonal(dtype)
-    yield join(True, False, False, False)
-    yield join(True, False, True, False)
-    yield join(False, False, True, False)
-    yield join(True, True, False, False)
-    yield join(True, False, False, True)

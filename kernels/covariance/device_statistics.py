@@ -1,16 +1,10 @@
 """Statistics of the columns, the losses' scalars and the elementwise gradient on the GPU."""
 
 # mypy: allow-untyped-defs
-import functools
-from collections.abc import Iterable
-
-import torch
+# ruff: noqa: N803, SIM102 (constexpr arguments are upper case in Triton, and are tested before anything else)
 import triton
 import triton.language as tl
 
-from ..runtime.configuration import KernelConfiguration
-
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 BLOCK_D = 128  # columns of one program
 BLOCK_ROWS = 16  # rows that it looks at together
 PARTIALS = 8  # rows of what one program of the statistics leaves
@@ -18,7 +12,7 @@ SUMS = 16  # floats that one block of columns leaves for the loss
 
 # Rows of what is kept per column, float32 [COLUMNS, D].
 MEAN_A, SQUARE_A, MEAN_B, SQUARE_B, DIAGONAL = 0, 1, 2, 3, 4
-SCALE_A, ANSWER_A, COLUMNS = 5, 7, 9  # SCALE_B and ANSWER_B follow
+SCALE_A, ANSWER_A, LOW_A, COLUMNS = 5, 7, 9, 11  # those of the second view follow; low: mean - float32(mean)
 
 
 @triton.jit
@@ -107,6 +101,7 @@ def columns_kernel(
     BARLOW: tl.constexpr,
     UNBIASED: tl.constexpr,
     PARTIALS: tl.constexpr,
+    LOW: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -137,11 +132,13 @@ def columns_kernel(
     n = rows.to(tl.float64)
     tl.store(p_out, b_mean, mask=m_d)
     tl.store(p_out + features, b_square, mask=m_d)
+    tl.store(p_out + LOW * features, b_mean - b_mean.to(tl.float32), mask=m_d)
     b_deviation = tl.sqrt(b_square / (n - 1.0))  # [BLOCK_D]
     tl.store(p_deviation + o_d, b_deviation, mask=m_d)
     if PAIR:
         tl.store(p_out + 2 * features, b_mean_b, mask=m_d)
         tl.store(p_out + 3 * features, b_square_b, mask=m_d)
+        tl.store(p_out + (LOW + 1) * features, b_mean_b - b_mean_b.to(tl.float32), mask=m_d)
         b_deviation_b = tl.sqrt(b_square_b / (n - 1.0))  # [BLOCK_D]
         tl.store(p_deviation + features + o_d, b_deviation_b, mask=m_d)
     if BARLOW:
@@ -163,7 +160,9 @@ def columns_kernel(
         tl.store(p_block + 1, tl.sum(tl.where(m_d, b_diagonal, 0.0), axis=0))
         tl.store(p_block + 2, tl.sum(tl.where(m_d, b_diagonal * b_diagonal, 0.0), axis=0))
     else:
-        b_hinge = 1.0 - tl.sqrt(b_square / (n - 1.0) + eps)  # [BLOCK_D]; what is not a number fails the comparison
+        b_hinge = 1.0 - tl.sqrt(
+            b_square / (n - 1.0) + eps
+        )  # [BLOCK_D]; what is not a number fails the comparison
         tl.store(p_block, tl.sum(tl.where(m_d & ~(b_hinge <= 0.0), b_hinge, 0.0), axis=0))
         tl.store(p_block + 1, tl.sum(tl.where(m_d, b_square, 0.0), axis=0))
         tl.store(p_block + 2, tl.sum(tl.where(m_d, b_square * b_square, 0.0), axis=0))
@@ -287,6 +286,7 @@ def finish_kernel(
     PAIR: tl.constexpr,
     BARLOW: tl.constexpr,
     GRAM: tl.constexpr,
+    LOW: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -301,10 +301,12 @@ def finish_kernel(
     p_column = p_columns + o_d
     n = rows.to(tl.float32)
     b_mean = tl.load(p_column + 2 * i_view * features, mask=m_d, other=0.0)  # [BLOCK_D]
+    b_low = tl.load(p_column + (LOW + i_view) * features, mask=m_d, other=0.0)  # [BLOCK_D]
     b_own = tl.load(p_own, mask=m, other=0.0).to(tl.float32)  # [BLOCK_ROWS, BLOCK_D]
     o_out = o_n[:, None] * features + o_d[None, :]
     if BARLOW:
         b_mean_b = tl.load(p_column + 2 * (1 - i_view) * features, mask=m_d, other=0.0)  # [BLOCK_D]
+        b_low_b = tl.load(p_column + (LOW + 1 - i_view) * features, mask=m_d, other=0.0)  # [BLOCK_D]
         b_diagonal = tl.load(p_column + 4 * features, mask=m_d, other=0.0)  # [BLOCK_D]
         b_scale = tl.load(p_column + (5 + i_view) * features, mask=m_d, other=0.0)  # [BLOCK_D]
         b_scale_b = tl.load(p_column + (6 - i_view) * features, mask=m_d, other=0.0)  # [BLOCK_D]
@@ -320,149 +322,16 @@ def finish_kernel(
         b_product = tl.load(p_product + i_view * product_offset + o_out, mask=m, other=0.0)
         b_other = tl.load(p_own + toward, mask=m, other=0.0).to(tl.float32)  # [BLOCK_ROWS, BLOCK_D]
         b_value = (b_scale * of_product)[None, :] * b_product
-        b_value -= (b_answer * b_along * b_scale)[None, :] * (b_own - b_mean[None, :])
-        b_value += (b_scale * b_slope * b_scale_b / n)[None, :] * (b_other - b_mean_b[None, :])
+        b_value -= (b_answer * b_along * b_scale)[None, :] * (b_own - b_mean[None, :] - b_low[None, :])
+        b_value += (b_scale * b_slope * b_scale_b / n)[None, :] * (
+            b_other - b_mean_b[None, :] - b_low_b[None, :]
+        )
     else:
         b_square = tl.load(p_column + (2 * i_view + 1) * features, mask=m_d, other=0.0)  # [BLOCK_D]
         b_smooth = tl.sqrt(b_square / (n - 1.0) + eps)  # [BLOCK_D]
         b_slope = tl.where((b_smooth < 1.0) & (hinge != 0.0), -hinge / b_smooth, 0.0)  # [BLOCK_D]
-        b_value = b_slope[None, :] * (b_own - b_mean[None, :])  # [BLOCK_ROWS, BLOCK_D]
+        b_value = b_slope[None, :] * (b_own - b_mean[None, :] - b_low[None, :])  # [BLOCK_ROWS, BLOCK_D]
         if PAIR:
             b_other = tl.load(p_own + toward, mask=m, other=0.0).to(tl.float32)  # [BLOCK_ROWS, BLOCK_D]
             b_value += distance * (b_own - b_other)
     tl.store(p_out + i_view * out_offset + o_out, b_value.to(p_out.dtype.element_ty), mask=m)
-
-
-_ALIGNED = ("view_offset", "features", "stride")
-_OUT = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp32"}  # type of gradients; see api.py
-
-
-@functools.cache
-def moments(dtype: torch.dtype, pair: bool, aligned: bool) -> KernelConfiguration:
-    kind = TYPES[dtype]
-    return KernelConfiguration(
-        name=f"moments/{kind}{'/pair' if pair else ''}{'' if aligned else '/unaligned'}",
-        kernel=moments_kernel,
-        signature={
-            "p_z": f"*{kind}",
-            "p_partial": "*fp32",
-            "view_offset": "i64",
-            **dict.fromkeys(("rows", "rows_per_program", "features", "stride"), "i32"),
-        },
-        constexprs={"PAIR": pair, "PARTIALS": PARTIALS, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_D": BLOCK_D},
-        divisible_by_16=("p_z", "p_partial", *_ALIGNED) if aligned else (),
-        expected_load_bits=128 if aligned else 0,
-        expected_store_bits=0,  # sums: 128 floats for thousands of values read
-    )
-
-
-@functools.cache
-def columns(pair: bool, barlow: bool, unbiased: bool) -> KernelConfiguration:
-    form = ("barlow" + ("/unbiased" if unbiased else "")) if barlow else "vicreg" + ("/pair" if pair else "")
-    return KernelConfiguration(
-        name=f"columns/{form}",
-        kernel=columns_kernel,
-        signature={
-            **dict.fromkeys(("p_partial", "p_columns", "p_deviation", "p_sums"), "*fp32"),
-            **dict.fromkeys(("parts", "rows", "rows_per_program", "features"), "i32"),
-            "eps": "fp32",
-        },
-        constexprs={
-            "PAIR": pair,
-            "BARLOW": barlow,
-            "UNBIASED": unbiased,
-            "PARTIALS": PARTIALS,
-            "SUMS": SUMS,
-            "BLOCK_D": BLOCK_D,
-        },
-        num_warps=4,
-        expected_load_bits=0,
-        expected_store_bits=0,
-    )
-
-
-@functools.cache
-def loss(views: int, barlow: bool, products: bool, gram: bool, exact: bool) -> KernelConfiguration:
-    form = "barlow" if barlow else f"vicreg/{views}"
-    suffix = ("/gram" if gram else "/tiled") if products else ""
-    return KernelConfiguration(
-        name=f"loss/{form}{suffix}{'/exact' if exact else ''}",
-        kernel=loss_kernel,
-        signature={
-            "p_loss": "*fp32",
-            "p_rank": "*fp32",
-            "p_flag": "*i32",
-            "p_sums": "*fp32",
-            "p_squares": "*fp32",
-            "p_exact_squares": "*fp64",
-            "p_exact": "*fp64",
-            "blocks": "i32",
-            "tiles": "i32",
-            **dict.fromkeys(
-                ("invariance", "variance", "covariance", "off_diagonal", "most_cancellation"), "fp32"
-            ),
-        },
-        constexprs={
-            "VIEWS": views,
-            "BARLOW": barlow,
-            "PRODUCTS": products,
-            "GRAM": gram,
-            "EXACT": exact,
-            "SUMS": SUMS,
-            "BLOCK": 256,
-        },
-        expected_load_bits=0,
-        expected_store_bits=0,
-    )
-
-
-@functools.cache
-def finish(dtype: torch.dtype, pair: bool, barlow: bool, gram: bool, aligned: bool) -> KernelConfiguration:
-    kind = TYPES[dtype]
-    form = f"barlow/{'gram' if gram else 'tiled'}" if barlow else "vicreg" + ("/pair" if pair else "")
-    return KernelConfiguration(
-        name=f"finish/{kind}/{form}{'' if aligned else '/unaligned'}",
-        kernel=finish_kernel,
-        signature={
-            "p_z": f"*{kind}",
-            **dict.fromkeys(("p_columns", "p_product", "p_dots"), "*fp32"),
-            "p_out": f"*{_OUT[kind]}",
-            **dict.fromkeys(("view_offset", "product_offset", "out_offset"), "i64"),
-            **dict.fromkeys(("rows", "parts", "features", "stride"), "i32"),
-            **dict.fromkeys(("eps", "hinge", "distance", "of_product", "off_diagonal", "weight"), "fp32"),
-        },
-        constexprs={
-            "PAIR": pair,
-            "BARLOW": barlow,
-            "GRAM": gram,
-            "BLOCK_ROWS": BLOCK_ROWS,
-            "BLOCK_D": BLOCK_D,
-        },
-        divisible_by_16=("p_z", "p_columns", "p_product", "p_dots", "p_out", "product_offset", "out_offset", *_ALIGNED)
-        if aligned
-        else (),
-        expected_load_bits=128 if aligned else 0,
-        expected_store_bits=128 if aligned else 0,
-    )
-
-
-def configurations() -> Iterable[KernelConfiguration]:
-    """Every configuration that the launcher can pick."""
-    for dtype in TYPES:
-        for aligned in (True, False):
-            for pair in (False, True):
-                yield moments(dtype, pair, aligned)
-                yield finish(dtype, pair, False, False, aligned)
-            for gram in (False, True):
-                yield finish(dtype, True, True, gram, aligned)
-    for pair in (False, True):
-        yield columns(pair, False, False)
-    for unbiased in (False, True):
-        yield columns(True, True, unbiased)
-    for gram in (False, True):
-        yield loss(2, True, True, gram, False)
-    for views in (1, 2):
-        yield loss(views, False, False, False, False)
-        yield loss(views, False, True, False, False)
-        yield loss(views, False, True, True, False)
-        yield loss(views, False, True, True, True)

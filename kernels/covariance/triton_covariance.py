@@ -19,8 +19,9 @@ from torch import Tensor
 from ..runtime.configuration import KernelConfiguration
 from ..runtime.launch import launch
 from . import algorithm
-from . import device_products as products
-from . import device_statistics as statistics
+from . import products_configurations as products
+from . import statistics_configurations as statistics
+from .device_statistics import COLUMNS
 from .settings import BARLOW, Group, Result, Settings, Views
 
 _ROWS_PER_PROGRAM = 128  # of the statistics
@@ -106,7 +107,7 @@ class _Launches:
             self.features,
             self.stride,
         )
-        self.columns = self._new(statistics.COLUMNS, self.features)
+        self.columns = self._new(COLUMNS, self.features)
         self.deviation = self._new(count, self.features)
         self.sums = self._new(self.column_blocks, statistics.SUMS)
         launch(
@@ -288,8 +289,12 @@ class _Launches:
         )
         return dots
 
-    def _finish(self, product: Tensor, product_offset: int, dots: Tensor, out: Tensor, out_offset: int) -> None:
-        kernel = statistics.finish(self.dtype, self.pair, self.barlow, self.barlow and self.gram, self.aligned)
+    def _finish(
+        self, product: Tensor, product_offset: int, dots: Tensor, out: Tensor, out_offset: int
+    ) -> None:
+        kernel = statistics.finish(
+            self.dtype, self.pair, self.barlow, self.barlow and self.gram, self.aligned
+        )
         launch(
             kernel,
             (self.column_blocks, triton.cdiv(self.rows, statistics.BLOCK_ROWS), len(self.views)),
@@ -329,7 +334,9 @@ class _Passes:
         aligned = not any(number % 16 for number in (first.data_ptr(), offset, features, stride))
         per_program = max(_ROWS_PER_PROGRAM, triton.cdiv(rows, _MOST_PARTS))
         parts = triton.cdiv(rows, per_program)
-        partial = torch.empty((parts, statistics.PARTIALS, features), dtype=torch.float32, device=first.device)
+        partial = torch.empty(
+            (parts, statistics.PARTIALS, features), dtype=torch.float32, device=first.device
+        )
         launch(
             statistics.moments(first.dtype, len(views) == 2, aligned),
             (triton.cdiv(features, statistics.BLOCK_D), parts),

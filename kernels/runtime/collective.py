@@ -40,7 +40,9 @@ def gather(tensor: Tensor, group: Group) -> Tensor:
     out = torch.empty((size(group), *tensor.shape), dtype=tensor.dtype, device=tensor.device)
     if tensor.numel():
         # As bytes: not every backend knows every floating-point type.
-        dist.all_gather_into_tensor(out.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8), group=group)
+        dist.all_gather_into_tensor(
+            out.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8), group=group
+        )
     return out
 
 

@@ -151,7 +151,8 @@ def test_a_group_of_one_is_no_group(lonely: Any, implementation: str) -> None:
     for function, count, options in worker.LOSSES.values():
         leaves = [view.clone().requires_grad_() for view in views[:count]]
         found, expected = (
-            function(*leaves, **options, group=group, implementation=implementation) for group in (lonely, None)
+            function(*leaves, **options, group=group, implementation=implementation)
+            for group in (lonely, None)
         )
         assert torch.equal(found, expected)
         for ours, theirs in zip(

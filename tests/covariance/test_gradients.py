@@ -80,7 +80,9 @@ def test_loss_scale_keeps_float16_gradients_alive(draw, implementation: str) -> 
     vicreg_loss(plain, second, **options).backward()
     (scale * vicreg_loss(scaled, second, **options)).backward()
     true = scale * 2.0 * (first.double() - second.double()) / first.numel()
-    assert (scaled.grad.double() - true).abs().max() <= 2.0 * torch.finfo(torch.float16).eps * true.abs().max()
+    assert (scaled.grad.double() - true).abs().max() <= 2.0 * torch.finfo(
+        torch.float16
+    ).eps * true.abs().max()
     assert (plain.grad.double() - true / scale).abs().max() <= 2.0**-24
 
 

@@ -76,7 +76,9 @@ def test_covariance_over_features(views, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pairs", "eb_jepa"])
 def test_covariance_over_pairs(views, name: str) -> None:
-    same(covariance_loss(views[0], normalization=name), covariance_by_mask(views[0]).square().mean(), views[:1])
+    same(
+        covariance_loss(views[0], normalization=name), covariance_by_mask(views[0]).square().mean(), views[:1]
+    )
 
 
 def test_variance(views) -> None:
@@ -204,7 +206,9 @@ def test_what_is_not_finite_shows(
 @pytest.mark.parametrize("implementation", BOTH)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
-def test_constant_feature(draw, evaluate, oracle, implementation: str, name: str, shape: tuple[int, int]) -> None:
+def test_constant_feature(
+    draw, evaluate, oracle, implementation: str, name: str, shape: tuple[int, int]
+) -> None:
     first, second = draw(*shape)
     first[:, 2] = 0.5  # its mean is exact
     found = evaluate(name, (first, second), implementation=implementation)
@@ -233,28 +237,64 @@ def test_bad_arguments_are_named() -> None:
         (lambda: vicreg_loss(a[0], b), ValueError, r"z_a: expected a tensor \[N, D\], got \[8\]"),
         (lambda: vicreg_loss(a, b[None]), ValueError, r"z_b: expected a tensor \[N, D\], got \[1, 4, 8\]"),
         (lambda: vicreg_loss(a, b[:3]), ValueError, r"z_b: expected shape \[4, 8\] of z_a, got \[3, 8\]"),
-        (lambda: vicreg_loss(a, b.half()), TypeError, r"z_b: expected torch.float32 of z_a, got torch.float16"),
+        (
+            lambda: vicreg_loss(a, b.half()),
+            TypeError,
+            r"z_b: expected torch.float32 of z_a, got torch.float16",
+        ),
         (lambda: vicreg_loss(a, b.to("meta")), ValueError, "z_b: expected device cpu of z_a, got meta"),
-        (lambda: vicreg_loss(a.long(), b), TypeError, "z_a: expected a floating-point dtype, got torch.int64"),
+        (
+            lambda: vicreg_loss(a.long(), b),
+            TypeError,
+            "z_a: expected a floating-point dtype, got torch.int64",
+        ),
         (lambda: covariance_loss(a[:1]), ValueError, r"z: expected at least two rows, got \[1, 8\]"),
-        (lambda: barlow_twins_loss(a[:0], b[:0]), ValueError, r"z_a: expected at least two rows, got \[0, 8\]"),
+        (
+            lambda: barlow_twins_loss(a[:0], b[:0]),
+            ValueError,
+            r"z_a: expected at least two rows, got \[0, 8\]",
+        ),
         (lambda: variance_loss(a[:, :0]), ValueError, r"z: expected at least one feature, got \[4, 0\]"),
         (
             lambda: covariance_loss(a[:, :1], normalization="eb_jepa"),
             ValueError,
             "z: expected at least two features for a mean over pairs",
         ),
-        (lambda: variance_loss(a, eps=-1.0), ValueError, "eps: expected a finite number of at least 0, got -1.0"),
-        (lambda: vicreg_loss(a, b, variance=math.nan), ValueError, "variance: expected a finite number .*nan"),
+        (
+            lambda: variance_loss(a, eps=-1.0),
+            ValueError,
+            "eps: expected a finite number of at least 0, got -1.0",
+        ),
+        (
+            lambda: vicreg_loss(a, b, variance=math.nan),
+            ValueError,
+            "variance: expected a finite number .*nan",
+        ),
         (
             lambda: vicreg_loss(a, b, normalization="dim"),
             ValueError,
             "normalization: expected one of vicreg, eb_jepa, .* got 'dim'",
         ),
-        (lambda: barlow_twins_loss(a, b, off_diagonal=-1), ValueError, "off_diagonal: expected a finite number"),
-        (lambda: barlow_twins_loss(a, b, normalization="vicreg"), ValueError, "expected one of barlow_twins, "),
-        (lambda: covariance_loss(a, normalization="none"), ValueError, "expected one of dim, pairs, vicreg, "),
-        (lambda: covariance_loss(a, group="world"), TypeError, "group: expected a torch.distributed.ProcessGroup"),
+        (
+            lambda: barlow_twins_loss(a, b, off_diagonal=-1),
+            ValueError,
+            "off_diagonal: expected a finite number",
+        ),
+        (
+            lambda: barlow_twins_loss(a, b, normalization="vicreg"),
+            ValueError,
+            "expected one of barlow_twins, ",
+        ),
+        (
+            lambda: covariance_loss(a, normalization="none"),
+            ValueError,
+            "expected one of dim, pairs, vicreg, ",
+        ),
+        (
+            lambda: covariance_loss(a, group="world"),
+            TypeError,
+            "group: expected a torch.distributed.ProcessGroup",
+        ),
         (
             lambda: covariance_loss(a.double(), implementation="native"),
             RuntimeError,

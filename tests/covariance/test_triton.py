@@ -96,9 +96,7 @@ def test_statistics(draw, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(6, 48), (48, 6)])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in the interpreter
-def test_what_is_not_finite_shows(
-    draw, evaluate, name: str, shape: tuple[int, int], value: float
-) -> None:
+def test_what_is_not_finite_shows(draw, evaluate, name: str, shape: tuple[int, int], value: float) -> None:
     first, second = (view.to(DEVICE) for view in draw(*shape))
     first[3, 2] = value
     loss, *_ = evaluate(name, (first, second), implementation="triton")

@@ -22,7 +22,12 @@ LOSSES = {
     "barlow": (jepa_fast.barlow_twins_loss, 2, {}),
     "barlow_unbiased": (jepa_fast.barlow_twins_loss, 2, {"normalization": "stable_pretraining"}),
 }
-KINDS = (("native", torch.float32), ("native", torch.bfloat16), ("native", torch.float16), ("reference", torch.float64))
+KINDS = (
+    ("native", torch.float32),
+    ("native", torch.bfloat16),
+    ("native", torch.float16),
+    ("reference", torch.float64),
+)
 
 
 def whole_batch(features: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +46,9 @@ def run(rank: int, world: int, folder: Path) -> None:
         for features in FEATURES:
             for implementation, dtype in KINDS:
                 for name, (loss, count, options) in LOSSES.items():
-                    views = [view[mine].clone().requires_grad_() for view in whole_batch(features, dtype)[:count]]
+                    views = [
+                        view[mine].clone().requires_grad_() for view in whole_batch(features, dtype)[:count]
+                    ]
                     value, statistics = loss(
                         *views, **options, group=group, implementation=implementation, return_statistics=True
                     )
