@@ -1,0 +1,247 @@
+"""The two ways to a sum of squared covariances and its product with the views, chosen by cost.
+
+Both work on X = (Z - mean) * scale, in the notation of README.md:
+
+    Gram form, N < D     |X'Y|^2 = <XX', YY'>, and (X'Y)Y' is X'(YY'): N^2 D operations, nothing D x D
+    tiled form, N >= D   panels of X'Y, whose diagonal is skipped: N D^2 operations, only the upper part if Y is X
+
+Matrix products are torch's. `passes` are the elementwise passes of an implementation.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .settings import Group, Views
+
+_BLOCK = 128  # of the rows of a symmetric product: what lies above its diagonal blocks is not formed
+_TILE = 1024  # columns or rows of an operand that are centred at a time, where no buffer has room for all
+_PANEL = 1024  # rows of X'Y that are held at a time
+_SCRATCH = 1 << 20  # values of a centred tile: 4 MB, what a second-level cache and its neighbours hold
+_SMALLEST = 64  # columns for which the in-place product of `gram_product` takes a buffer
+
+
+class Passes(Protocol):
+    """The elementwise passes of an implementation."""
+
+    def moments(self, views: Views) -> Tensor: ...
+
+    def centre(self, z: Tensor, mean: Tensor, scale: Tensor | None, out: Tensor) -> None: ...
+
+    def finish(
+        self, product: Tensor | None, views: Views, coefficients: Tensor, distance: float, out: Tensor
+    ) -> None: ...
+
+    def column_dots(self, product: Tensor, z: Tensor, mean: Tensor) -> Tensor: ...
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor: ...
+
+    def row_squares(self, x: Tensor) -> Tensor: ...
+
+
+class Gram(NamedTuple):
+    """XX' of some rows and all: beside float32 [rows, N], whose diagonal is zero; diagonal float64 [rows].
+
+    The diagonal is a sum of squares where the rest are sums of either sign, so it outweighs them: apart, it costs a
+    product with the matrix no places, and is exact.
+    """
+
+    beside: Tensor
+    diagonal: Tensor
+
+
+class Operand(NamedTuple):
+    """X = (z - mean) * scale without its values: z [N, D] as stored, mean and scale float64 [D]."""
+
+    z: Tensor
+    mean: Tensor
+    scale: Tensor | None
+
+    def columns(self, start: int, stop: int) -> "Operand":
+        scale = None if self.scale is None else self.scale[start:stop]
+        return Operand(self.z[:, start:stop], self.mean[start:stop], scale)
+
+    def rows(self, mine: slice) -> "Operand":
+        return Operand(self.z[mine], self.mean, self.scale)
+
+    def write(self, passes: Passes, out: Tensor) -> Tensor:
+        passes.centre(self.z, self.mean, self.scale, out)
+        return out
+
+    def exact(self) -> Tensor:
+        values = self.z.double() - self.mean
+        return values if self.scale is None else values.mul_(self.scale)
+
+
+# ---- Gram form ------------------------------------------------------------------------------------------------
+
+
+def gram_matrix(passes: Passes, x: Operand, mine: slice | None, room: Tensor | None) -> Gram:
+    """XX', or of the rows `mine` alone. room: float32 [N, D] to be used as scratch."""
+    rows, features = x.z.shape
+    own = slice(0, rows) if mine is None else mine
+    count = own.stop - own.start
+    out = x.z.new_zeros((count, rows), dtype=torch.float32)
+    diagonal = x.z.new_zeros(count, dtype=torch.float64)
+    width = features if room is not None else min(features, _TILE)
+    tile = x.z.new_empty((rows, width), dtype=torch.float32) if room is None else room
+    for start in range(0, features, width):
+        part = x.columns(start, min(start + width, features))
+        values = part.write(passes, tile[:, : part.z.shape[1]])
+        diagonal += passes.row_squares(values[own])
+        if mine is not None:
+            out.addmm_(values[mine], values.T)
+            continue
+        for block in range(0, rows, _BLOCK):
+            stop = min(block + _BLOCK, rows)
+            out[block:stop, :stop].addmm_(values[block:stop], values[:stop].T)
+    if mine is None:
+        _mirror(out)
+    out[:, own].fill_diagonal_(0.0)
+    return Gram(out, diagonal)
+
+
+def gram_dot(passes: Passes, a: Gram, b: Gram) -> Tensor:
+    """The sum over entries of the products of two Gram matrices."""
+    return passes.dot(a.beside, b.beside) + (a.diagonal * b.diagonal).sum()
+
+
+def _mirror(matrix: Tensor) -> None:
+    """Copy the blocks below the diagonal above it."""
+    for start in range(0, matrix.shape[0], _BLOCK):
+        stop = start + _BLOCK
+        matrix[start:stop, stop : matrix.shape[0]] = matrix[stop:, start:stop].T
+
+
+def gram_product(passes: Passes, gram: Gram, x: Operand, mine: slice, out: Tensor) -> None:
+    """out = the rows `mine` of XX' times X, float32.
+
+    Where those are all, out itself holds the operand: a tile of X stands to the right of its product's place, and
+    what is left to do halves, so that a few large products need no memory beyond out.
+    """
+    rows, features = x.z.shape
+    diagonal = gram.diagonal.float()[:, None]
+    start, width = 0, min(features, _TILE)
+    alone = gram.beside.shape[0] == rows
+    tile = None if alone else x.z.new_empty((rows, width), dtype=torch.float32)
+    while start < features:
+        left = features - start
+        if tile is not None:
+            width = min(left, _TILE)
+            room = tile[:, :width]
+        else:
+            width = left // 2 if left > 2 * _SMALLEST else min(left, _SMALLEST)
+            room = out[:, start + width : start + 2 * width]
+            if room.shape[1] < width:
+                room = out.new_empty((rows, width))
+        values = x.columns(start, start + width).write(passes, room)
+        product = out[:, start : start + width]
+        torch.mm(gram.beside, values, out=product)
+        product.addcmul_(values[mine], diagonal)
+        start += width
+
+
+def exact_gram_matrix(x: Operand, mine: slice) -> Tensor:
+    """XX' of the rows `mine` in float64."""
+    rows, features = x.z.shape
+    out = x.z.new_zeros((x.z[mine].shape[0], rows), dtype=torch.float64)
+    for start in range(0, features, _TILE):
+        values = x.columns(start, min(start + _TILE, features)).exact()
+        out.addmm_(values[mine], values.T)
+    return out
+
+
+def exact_column_dots(x: Operand, y: Operand) -> Tensor:
+    """The diagonal of X'Y in float64."""
+    parts = []
+    for start in range(0, x.z.shape[1], _TILE):
+        stop = start + _TILE
+        parts.append((x.columns(start, stop).exact() * y.columns(start, stop).exact()).sum(dim=0))
+    return torch.cat(parts)
+
+
+def exact_gram_product(
+    gram: Tensor, x: Operand, y: Operand, diagonal: Tensor, mine: slice, out: Tensor
+) -> None:
+    """out = gram @ X - Y * diagonal of the rows `mine`: in float64, rounded once. out: float32."""
+    features = x.z.shape[1]
+    for start in range(0, features, _TILE):
+        stop = min(start + _TILE, features)
+        product = gram @ x.columns(start, stop).exact()
+        product -= y.columns(start, stop).rows(mine).exact().mul_(diagonal[start:stop])
+        out[:, start:stop] = product
+
+
+# ---- tiled form -----------------------------------------------------------------------------------------------
+
+
+def _row_tiles(passes: Passes, *operands: Operand) -> Iterator[tuple[slice, list[Tensor]]]:
+    """The operands in runs of rows, centred; the values of one run are overwritten by the next."""
+    rows = operands[0].z.shape[0]
+    height = max(1, min(rows, max(_TILE, _SCRATCH // max(x.z.shape[1] for x in operands))))
+    tiles = [x.z.new_empty((height, x.z.shape[1]), dtype=torch.float32) for x in operands]
+    for start in range(0, rows, height):
+        run = slice(start, min(start + height, rows))
+        count = run.stop - run.start
+        yield run, [x.rows(run).write(passes, t[:count]) for x, t in zip(operands, tiles, strict=True)]
+
+
+def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | None) -> Tensor:
+    """The sum of squares of X'X without its diagonal; out = X (X'X without its diagonal), if out is given."""
+    features = x.z.shape[1]
+    total = torch.zeros((), dtype=torch.float64, device=x.z.device)
+    for first in range(0, features, _PANEL):
+        last = min(first + _PANEL, features)
+        width = last - first
+        panel = x.z.new_zeros((width, features - first), dtype=torch.float32)
+        for _, (values,) in _row_tiles(passes, x):
+            for block in range(first, last, _BLOCK):
+                stop = min(block + _BLOCK, last)
+                panel[block - first : stop - first, block - first :].addmm_(
+                    values[:, block:stop].T, values[:, block:]
+                )
+        square = panel[:, :width]
+        for block in range(0, width, _BLOCK):
+            square[block + _BLOCK :, block : block + _BLOCK] = square[
+                block : block + _BLOCK, block + _BLOCK :
+            ].T
+        if group is not None:
+            dist.all_reduce(panel, group=group)
+        square.fill_diagonal_(0.0)
+        total += passes.dot(square, square)
+        rest = panel[:, width:]
+        if rest.shape[1]:
+            total += 2.0 * passes.dot(rest, rest)
+        if out is not None:
+            keep = 0.0 if first == 0 else 1.0
+            for run, (values,) in _row_tiles(passes, x):
+                out[run, first:].addmm_(values[:, first:last], panel, beta=keep)
+                if rest.shape[1]:
+                    out[run, first:last].addmm_(values[:, last:], rest.T)
+    return total
+
+
+def tiled_pair(
+    passes: Passes, x: Operand, y: Operand, out: tuple[Tensor, Tensor] | None, group: Group | None
+) -> Tensor:
+    """The sum of squares of M, X'Y without its diagonal; out = (Y M', X M), if out is given."""
+    features = x.z.shape[1]
+    total = torch.zeros((), dtype=torch.float64, device=x.z.device)
+    for first in range(0, features, _PANEL):
+        last = min(first + _PANEL, features)
+        panel = x.z.new_zeros((last - first, features), dtype=torch.float32)
+        for _, (left, right) in _row_tiles(passes, x.columns(first, last), y):
+            panel.addmm_(left.T, right)
+        if group is not None:
+            dist.all_reduce(panel, group=group)
+        panel[:, first:last].fill_diagonal_(0.0)
+        total += passes.dot(panel, panel)
+        if out is not None:
+            keep = 0.0 if first == 0 else 1.0
+            for run, (left, right) in _row_tiles(passes, x.columns(first, last), y):
+                torch.mm(right, panel.T, out=out[0][run, first:last])
+                out[1][run].addmm_(left, panel, beta=keep)
+    return total
