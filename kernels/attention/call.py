@@ -13,7 +13,8 @@ An implementation is a module with three functions. `api.py` has checked all arg
 
 query `[B, Nq, Hq, D]`, key and value `[B, Nk, Hk, D]`, or packed `[total_q, Hq, D]` and `[total_k, Hk, D]` under a
 `packed` mask. They and grad_out have a contiguous last dimension and any other strides, 0 among them, one dtype and
-one device. Hk divides Hq: query head h reads key head `h // (Hq // Hk)`. Lengths, B and the heads may be 0.
+one device. Hk divides Hq: query head h reads key head `h // (Hq // Hk)`. No dimension is 0.
+A sequence of a packed call may be empty.
 
 query and key come unrotated: an implementation rotates them by `call.rope_query` and `call.rope_key` itself, inside its
 loops or in a pass before, and turns their gradients back by the transpose. A query that sees no key has an output row

@@ -1,5 +1,6 @@
 """Sequences of any lengths, packed one after another."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,11 +82,18 @@ class Varlen:
         for name, length in (("max_seqlen_q", self.max_seqlen_q), ("max_seqlen_k", self.max_seqlen_k)):
             if length < 0:
                 raise ValueError(f"{name}: expected at least 0, got {length}")
-        if os.environ.get(CHECK_VARIABLE) == "1":
-            _check_values(
-                "cu_seqlens_q", self.cu_seqlens_q, query.shape[0], "max_seqlen_q", self.max_seqlen_q
-            )
-            _check_values("cu_seqlens_k", self.cu_seqlens_k, key.shape[0], "max_seqlen_k", self.max_seqlen_k)
+
+    def check_values(self, total_q: int, total_k: int) -> None:
+        """On the CPU raise ValueError for values that do not fit. Elsewhere, if `JEPA_FAST_CHECK=1`, assert on the
+        device that they do: no value comes back to the host."""
+        for letter, cu_seqlens, total, longest in (
+            ("q", self.cu_seqlens_q, total_q, self.max_seqlen_q),
+            ("k", self.cu_seqlens_k, total_k, self.max_seqlen_k),
+        ):
+            if cu_seqlens.device.type == "cpu":
+                _check_on_host(letter, cu_seqlens.tolist(), total, longest)
+            elif os.environ.get(CHECK_VARIABLE) == "1":
+                _check_on_device(letter, cu_seqlens, total, longest)
 
     def dense(self, query_length: int, key_length: int, device: torch.device) -> Tensor:
         sequence_q, sequence_k = (
@@ -95,12 +103,29 @@ class Varlen:
         return sequence_q[:, None] == sequence_k[None, :]
 
 
-def _check_values(name: str, cu_seqlens: Tensor, tokens: int, max_name: str, max_length: int) -> None:
-    """On CUDA a failure is an assertion on the device: no value comes back to the host."""
-    lengths = cu_seqlens.diff()
+def _check_on_host(letter: str, cu_seqlens: list[int], total: int, longest: int) -> None:
+    name = f"cu_seqlens_{letter}"
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != total:
+        raise ValueError(
+            f"{name}: expected values from 0 to the {total} packed tokens, got {cu_seqlens[0]} to {cu_seqlens[-1]}"
+        )
+    for place, (start, end) in enumerate(itertools.pairwise(cu_seqlens)):
+        if end < start:
+            raise ValueError(
+                f"{name}: expected values that never fall, got {end} after {start} at [{place + 1}]"
+            )
+        if end - start > longest:
+            raise ValueError(
+                f"max_seqlen_{letter}: expected at least {end - start}, the length of sequence {place}, got {longest}"
+            )
+
+
+def _check_on_device(letter: str, cu_seqlens: Tensor, total: int, longest: int) -> None:
+    lengths, name = cu_seqlens.diff(), f"cu_seqlens_{letter}"
     torch._assert_async(cu_seqlens[0] == 0, f"{name}: expected to start at 0")
+    torch._assert_async(cu_seqlens[-1] == total, f"{name}: expected to end at the {total} packed tokens")
     torch._assert_async((lengths >= 0).all(), f"{name}: expected values that never fall")
-    torch._assert_async(cu_seqlens[-1] == tokens, f"{name}: expected to end at the {tokens} packed tokens")
     torch._assert_async(
-        (lengths <= max_length).all(), f"{max_name}: expected the longest sequence, got {max_length}"
+        (lengths <= longest).all(),
+        f"max_seqlen_{letter}: expected at least the longest sequence, got {longest}",
     )
