@@ -123,7 +123,8 @@ def _select(config: Codegen) -> tuple[list[Job], Configurations]:
     for op in known:
         for module in codegen.find_modules(op):
             for name, configuration in codegen.configurations(module).items():
-                selected = [arch for arch in ARCHITECTURES if config.selects(op, name, arch)]
+                own = ARCHITECTURES if configuration.architectures is None else configuration.architectures
+                selected = [arch for arch in own if config.selects(op, name, arch)]
                 jobs += [Job(op, module, name, arch) for arch in selected]
                 configurations[op, name] = configuration
     if not jobs:

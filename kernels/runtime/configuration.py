@@ -34,6 +34,9 @@ class KernelConfiguration:
     enable_fp_fusion: bool = True
     """Contract a product and a sum to one FMA. Explicit, as Triton's default changes with its version."""
 
+    architectures: tuple[int, ...] | None = None
+    """Compute capabilities (90 = 9.0) of the gate's that the launcher picks this for; None: all of them."""
+
     expected_load_bits: int = 128
     """Width that the widest global load must reach; 0 makes no claim."""
     expected_store_bits: int = 128
