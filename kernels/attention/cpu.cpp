@@ -21,8 +21,7 @@ using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLog2E = 1.44269504088896340736f;
-constexpr float kLn2 = 0.693147180559945309417f;
+constexpr double kLog2E = 1.44269504088896340736;
 constexpr int64_t kChunk = 8 * kPanel;          // keys whose scores the forward holds at once
 constexpr int64_t kScoreStride = kChunk + 16;   // off a power of two, whose rows would share a few cache sets
 
@@ -48,10 +47,11 @@ struct Problem {
   int64_t samples, tokens_q, tokens_k, heads_q, heads_k, dim;
   Rows query, key, value;
   Table rope_query, rope_key;
-  float scale;
+  double scale;
   Mask mask;
 
   int64_t width() const { return (dim + kLanes - 1) / kLanes * kLanes; }  // dim, with zeros up to whole vectors
+  float scale_2() const { return static_cast<float>(scale * kLog2E); }  // scores are exponents of 2
   int64_t group() const { return heads_q / heads_k; }
   int64_t sequences() const { return mask.kind == MaskKind::kVarlen ? mask.sequences : samples; }
 };
@@ -224,7 +224,7 @@ JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_
 struct BackwardScratch {
   std::vector<float> key_rows, key_panels, value_panels, grad_key, grad_value;
   std::vector<float> query, grad_out, out, grad_query, probability, slope;
-  std::vector<float> lse, delta;
+  std::vector<float> lse, lse_rest, delta;  // lse: base 2, in two parts, as its last place is that of every probability
   Visits visits;
 };
 
@@ -249,7 +249,7 @@ JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64
              false);
     for (int64_t q = 0; q < queries; ++q)
       for (int64_t i = q * kPanel; i < q * kPanel + padded; i += kLanes) {
-        const f32x16 p = exp2_of(load(probability + i) - s.lse[q]);
+        const f32x16 p = exp2_of((load(probability + i) - s.lse[q]) - s.lse_rest[q]);
         store(probability + i, p);
         store(slope + i, p * (load(slope + i) - s.delta[q]));
       }
@@ -295,14 +295,13 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
       const int64_t last = std::min(first + tile, last_query), count = last - first;
       s.visits.collect(p.mask, sequence.sample, head, first, last, sequence.keys);
       const int64_t token = sequence.first_q + first;
-      head_rows(p, p.query, p.rope_query, p.scale * kLog2E, sequence.sample, token, count, head, count + count % 2,
+      head_rows(p, p.query, p.rope_query, p.scale_2(), sequence.sample, token, count, head, count + count % 2,
                 s.query);
       forward_tile(s.visits, count, panel, width, s.query.data(), s.key_panels.data(), s.value_rows.data(),
                    s.score.data(), s.out.data(), s.largest.data(), s.sum.data());
       float* row_lse = lse + (sequence.sample * p.heads_q + head) * p.tokens_q + token;
       for (int64_t q = 0; q < count; ++q) {
-        row_lse[q] = s.largest[q] == -kInfinity && s.sum[q] == 0.0f ? -kInfinity
-                                                                    : (s.largest[q] + std::log2(s.sum[q])) * kLn2;
+        row_lse[q] = static_cast<float>((s.largest[q] + std::log2(static_cast<double>(s.sum[q]))) / kLog2E);
         s.sum[q] = s.sum[q] == 0.0f ? 0.0f : 1.0f / s.sum[q];
       }
       narrow(p.type, s.out.data(), width, count, p.dim, {}, s.sum.data(), 1.0f, out,
@@ -318,7 +317,7 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
     buffer->resize(std::max<int64_t>(buffer->size(), keys * width));
   for (auto* buffer : {&s.probability, &s.slope}) buffer->resize((kTileQueries + 1) * kPanel);
   s.grad_query.resize((kTileQueries + 1) * width);
-  s.lse.resize(kTileQueries + 1);
+  for (auto* buffer : {&s.lse, &s.lse_rest}) buffer->resize(kTileQueries + 1);
   s.delta.resize(kTileQueries + 1);
   const int64_t sample = sequence.sample, first_k = sequence.first_k;
   head_rows(p, p.value, {}, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
@@ -332,18 +331,22 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
       const int64_t last = std::min(first + tile, sequence.queries), count = last - first, even = count + count % 2;
       const int64_t token = sequence.first_q + first;
       s.visits.collect(p.mask, sample, head, first, last, sequence.keys);
-      head_rows(p, p.query, p.rope_query, p.scale * kLog2E, sample, token, count, head, even, s.query);
+      head_rows(p, p.query, p.rope_query, p.scale_2(), sample, token, count, head, even, s.query);
       head_rows(p, grad_out, {}, 1.0f, sample, token, count, head, even, s.grad_out);
       head_rows(p, out, {}, 1.0f, sample, token, count, head, even, s.out);
       const float* row_lse = lse + (sample * p.heads_q + head) * p.tokens_q + token;
       // A query that sees nothing: everything minus infinity is no probability.
-      for (int64_t q = 0; q < count; ++q) s.lse[q] = row_lse[q] == -kInfinity ? kInfinity : row_lse[q] * kLog2E;
+      for (int64_t q = 0; q < count; ++q) {
+        const double lse_2 = row_lse[q] * kLog2E;
+        s.lse[q] = row_lse[q] == -kInfinity ? kInfinity : static_cast<float>(lse_2);
+        s.lse_rest[q] = std::isfinite(row_lse[q]) ? static_cast<float>(lse_2 - s.lse[q]) : 0.0f;
+      }
       backward_tile(s.visits, count, panel, width, s);
-      narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr, p.scale,
+      narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr, static_cast<float>(p.scale),
              grad_query, sample * grad_query.sample + token * grad_query.token + head * grad_query.head);
     }
   // The queries in the products carry scale log2(e).
-  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr, kLn2,
+  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr, static_cast<float>(1.0 / kLog2E),
          grad_key, sample * grad_key.sample + first_k * grad_key.token + head_k * grad_key.head);
   narrow(p.type, s.grad_value.data(), width, sequence.keys, p.dim, {}, nullptr, 1.0f, grad_value,
          sample * grad_value.sample + first_k * grad_value.token + head_k * grad_value.head);
@@ -408,7 +411,7 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
           rows_of(value),
           {floats(cos_q), floats(sin_q), rows_q},
           {floats(cos_k), floats(sin_k), rows_k},
-          static_cast<float>(scale),
+          scale,
           mask};
 }
 

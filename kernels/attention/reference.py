@@ -1,7 +1,7 @@
 """Masked attention in plain PyTorch: the oracle, and the fallback.
 
     S = scale * rotate(Q) rotate(K)^T,  -inf where the mask hides a key         lse_i = log sum_j exp(S_ij)
-    P = exp(S - lse)                    O = P V                                 (arXiv 1706.03762, equation 1)
+    P = softmax(S) = exp(S - lse)       O = P V                                 (arXiv 1706.03762, equation 1)
 
     dV = P^T dO        dP = dO V^T      dS = P * (dP - rowsum(dO * O))
     d rotate(Q) = scale * dS rotate(K)  d rotate(K) = scale * dS^T rotate(Q)    then the rotation's transpose
@@ -45,10 +45,9 @@ def forward(call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     for rows_q, rows_k in _sequences(call, query, key):
         q, k, v = _by_head(call, wide, rows_q, rows_k)
         score = _scores(call, q, k)
-        row_lse = score.logsumexp(-1)
-        probability = _probabilities(score, row_lse)
+        probability = _probabilities(score)
         out[..., rows_q, :, :] = (probability @ v).transpose(-2, -3).to(out.dtype)
-        lse[..., rows_q] = row_lse
+        lse[..., rows_q] = score.logsumexp(-1)
     return out, lse
 
 
@@ -62,7 +61,7 @@ def backward(
     for rows_q, rows_k in _sequences(call, query, key):
         q, k, v = _by_head(call, wide, rows_q, rows_k)
         o, do = (x[..., rows_q, :, :].to(q.dtype).transpose(-2, -3) for x in (out, grad_out))
-        probability = _probabilities(_scores(call, q, k), lse[..., rows_q])
+        probability = _probabilities(_scores(call, q, k))
         slope = probability * (do @ v.mT - (do * o).sum(-1, keepdim=True)) * call.scale
         gradients[0][..., rows_q, :, :] = (slope @ k).transpose(-2, -3)
         for gradient, by_query_head in ((gradients[1], slope.mT @ q), (gradients[2], probability.mT @ do)):
@@ -119,6 +118,6 @@ def _scores(call: Call, q: Tensor, k: Tensor) -> Tensor:
     return score.masked_fill(~call.mask.dense(q.shape[-2], k.shape[-2], q.device), -torch.inf)
 
 
-def _probabilities(score: Tensor, lse: Tensor) -> Tensor:
-    """Rows that see no key have lse = -inf, and no probability."""
-    return (score - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+def _probabilities(score: Tensor) -> Tensor:
+    """Rows that see no key have none."""
+    return score.softmax(-1).masked_fill((score == -torch.inf).all(-1, keepdim=True), 0.0)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .tables import Tables
@@ -98,10 +99,14 @@ def cosines_and_sines(
         elif positions.is_floating_point():
             positions = positions.to(working)
         angle = positions[:, :, None] * frequency  # [R, 3, S / 2]
-        angle = angle.repeat(1, 1, 2) if pairing == "tiled" else angle.repeat_interleave(2, 2)  # [R, 3, S]
-        rest = head_dim - AXES * 2 * half
         cos, sin = (
-            torch.nn.functional.pad(table.flatten(1).float(), (0, rest), value=value)
-            for table, value in ((angle.cos(), 1.0), (angle.sin(), 0.0))
+            F.pad(_by_channel(values, pairing).float(), (0, head_dim - AXES * 2 * half), value=rest)
+            for values, rest in ((angle.cos(), 1.0), (angle.sin(), 0.0))
         )
     return cos.contiguous(), sin.contiguous()
+
+
+def _by_channel(values: Tensor, pairing: str) -> Tensor:
+    """`[R, 3, S / 2]` of the frequencies -> `[R, 3 S]` of the channels."""
+    repeated = values.repeat(1, 1, 2) if pairing == "tiled" else values.repeat_interleave(2, 2)
+    return repeated.flatten(1)
