@@ -274,7 +274,9 @@ def _gradient(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
     gradients = torch.ops.jepa_fast.attention_backward(
         query, key, value, out, lse, grad_out, tensors, *ctx.form
     )
-    return *gradients, [None] * len(tensors), None, None, None, None, None
+    # A list without integers counts as one of tensors.
+    of_integers = None if ctx.form[1] else []
+    return *gradients, [None] * len(tensors), None, of_integers, None, None, None
 
 
 torch.library.register_autograd("jepa_fast::attention_forward", _gradient, setup_context=_keep)
