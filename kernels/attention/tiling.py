@@ -4,6 +4,7 @@ No autotuning: a tile follows from the kernel, the head's width and the architec
 from. This file needs neither Triton nor a GPU.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 MAX_HEAD_DIM = 128
@@ -15,10 +16,13 @@ SHORT = 64  # tokens, up to which the forward takes tiles of 64 queries
 ROPE_IN_KERNEL = 128  # tokens, up to which kernels rotate rows themselves; the arithmetic is in GPU.md
 WHOLE = 256  # tokens, up to which one program forms all gradients of a head
 
-AMPERE, HOPPER, BLACKWELL = "ampere", "hopper", "blackwell"
-ARCHITECTURES = {AMPERE: (80, 120), HOPPER: (90,), BLACKWELL: (100,)}
+AMPERE, HOPPER, BLACKWELL, ANY = "ampere", "hopper", "blackwell", "any"
+ARCHITECTURES = {AMPERE: (80, 120), HOPPER: (90,), BLACKWELL: (100,), ANY: (80, 90, 100, 120)}
 """Compute capabilities by the way their tensor cores are fed: from the registers of a warp (sm_120 has no other way,
-and like sm_86 and sm_89 only 99 KiB of shared memory), from shared memory by four warps, from and to tensor memory."""
+and like sm_86 and sm_89 only 99 KiB of shared memory), from shared memory by four warps, from and to tensor memory.
+ANY: float32, which needs none."""
+
+HALF_PRECISION = (AMPERE, HOPPER, BLACKWELL)
 
 
 class Tile(NamedTuple):
@@ -46,20 +50,95 @@ def parts(head_dim: int, architecture: str) -> tuple[int, int, int]:
     """Widths of the parts of a head: powers of two, then 0.
 
     On Blackwell a head is one part, rounded up to a power of two: the sum over the parts of a product would go through
-    registers from tensor memory to tensor memory, which costs more than the zeros.
+    registers from tensor memory to tensor memory, which costs more than the zeros. On Ampere three parts need more
+    registers than a thread has.
     """
     channels = width(head_dim)
-    if architecture == BLACKWELL:
-        return 1 << (channels - 1).bit_length(), 0, 0
     powers = [1 << bit for bit in reversed(range(channels.bit_length())) if channels >> bit & 1]
+    if architecture == BLACKWELL or (architecture == AMPERE and len(powers) > 2):
+        powers = [1 << (channels - 1).bit_length()]
     first, second, third = (*powers, 0, 0)[:3]
     return first, second, third
 
 
-def tile(kernel: str, head_dim: int, half: bool, architecture: str) -> Tile | None:
-    """The tile of `kernel`, a name of `KERNELS`; None where there is none that fits into registers."""
-    return Tile(64, 64, 4, 2, 64, 64)
+def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:
+    """The tile of `kernel`, one of `KERNELS`; None where the launcher does without: the kernel would spill, or does not
+    pay."""
+    if architecture == ANY:
+        return _FLOAT32.get(kernel)
+    return _HALF[architecture](kernel, sum(parts(head_dim, architecture)))
 
+
+def _hopper(kernel: str, channels: int) -> Tile | None:
+    match kernel:
+        case "forward" | "forward_rope" if channels > 64:
+            # Two groups of four warps with 64 queries each, one block to an SM: the fewest passes over the keys.
+            return Tile(128, 128 if kernel == "forward" or channels == 80 else 64, 8, 2)
+        case "forward" | "forward_rope" | "forward_sparse":
+            # At most 128 registers: a second block fills the tensor cores while this one is at its softmax.
+            return Tile(128, 64, 8, 2)
+        case "forward_short" | "forward_short_rope":
+            # Blocks of four warps are kept from parts 32 wide (a hazard of Triton 3.7.1) and from heads of 128.
+            return Tile(64, 64, 4 if channels in (16, 64, 80) else 8, 2)
+        case "query_gradient" | "query_gradient_sparse":
+            return Tile(128, 64, 8, 2)
+        case "key_gradient" | "key_gradient_sparse":
+            return Tile(64 if channels <= 64 else 32, 128, 8, 2)
+        case "whole_gradient":
+            own = 128 if channels <= 80 else 64
+            return Tile(32, 64, 8, 2, own, own)
+        case "whole_gradient_rope" if channels <= 64:
+            return Tile(32, 64, 8, 2, 64, 64)
+    return None
+
+
+def _blackwell(kernel: str, channels: int) -> Tile | None:
+    match kernel:
+        case "forward" | "forward_sparse" | "query_gradient" | "query_gradient_sparse":
+            return Tile(128, 64, 8, 2)
+        case "forward_short":
+            return Tile(64, 64, 4, 2)
+        case "key_gradient" | "key_gradient_sparse":
+            return Tile(64 if channels <= 64 else 32, 128, 8, 2)
+        case "whole_gradient":
+            return Tile(32, 64, 8, 2, 64, 64)
+    return None
+
+
+def _ampere(kernel: str, channels: int) -> Tile | None:
+    match kernel:
+        case "forward" | "forward_sparse":
+            return Tile(128, 64, 8, 2)
+        case "forward_short":
+            return Tile(64, 64 if channels <= 64 else 32, 4, 2)
+        case "query_gradient" | "query_gradient_sparse":
+            return Tile(128, 64 if channels <= 64 else 32, 8, 2)
+        case "key_gradient" | "key_gradient_sparse":
+            if channels == 128:
+                return Tile(32, 64, 8, 2)
+            return Tile(64 if channels <= 64 else 32 if channels == 80 else 16, 128, 8, 2)
+        case "whole_gradient" if channels <= 32:
+            return Tile(32, 64, 8, 2, 128, 128)
+        case "whole_gradient" if channels in (64, 128):
+            return Tile(32, 32 if channels == 64 else 64, 8, 2, 64, 64)
+    return None
+
+
+_HALF: dict[str, Callable[[str, int], Tile | None]] = {
+    AMPERE: _ampere,
+    HOPPER: _hopper,
+    BLACKWELL: _blackwell,
+}
+# By fused multiply-adds, which every architecture has alike: TF32 would not hold the error budget, and three TF32
+# products need more registers than a thread has.
+_FLOAT32 = {
+    "forward": Tile(32, 32, 8, 2),
+    "forward_sparse": Tile(32, 32, 8, 2),
+    "query_gradient": Tile(16, 32, 8, 2),
+    "query_gradient_sparse": Tile(16, 32, 8, 2),
+    "key_gradient": Tile(16, 32, 8, 2),
+    "key_gradient_sparse": Tile(16, 32, 8, 2),
+}
 
 KERNELS = (
     "forward",

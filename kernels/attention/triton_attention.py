@@ -2,6 +2,7 @@
 
 # mypy: allow-untyped-defs
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -58,9 +59,9 @@ def forward(call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(problem.statistics_shape, dtype=torch.float32, device=query.device)
     name = "forward_sparse" if problem.sparse else "forward"
-    if problem.max_q <= tiling.SHORT and not problem.sparse:
+    if problem.max_q <= tiling.SHORT and problem.has("forward_short"):
         name = "forward_short"
-    rope = problem.rope_in_kernel and tiling.tile(f"{name}_rope", *problem.form) is not None
+    rope = problem.rope_in_kernel and problem.has(f"{name}_rope")
     if problem.rope and not rope:
         query, key = _rotated(call, query, key)
     configuration, tile = _pick(name + ("_rope" if rope else ""), query.dtype, *problem.form)
@@ -94,8 +95,8 @@ def backward(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)
     )
     delta = torch.empty_like(lse)
-    whole = not problem.sparse and max(problem.max_q, problem.max_k) <= tiling.WHOLE
-    rope = whole and problem.rope_in_kernel and tiling.tile("whole_gradient_rope", *problem.form) is not None
+    rope = problem.rope_in_kernel and problem.has("whole_gradient_rope")
+    whole = rope or (max(problem.max_q, problem.max_k) <= tiling.WHOLE and problem.has("whole_gradient"))
     if problem.rope and not rope:
         query, key = _rotated(call, query, key)
     query, key, value, grad_out = (_regular(x) for x in (query, key, value, grad_out))
@@ -191,7 +192,7 @@ class _Problem(NamedTuple):
     sample_k: int
     sizes: tuple[int, int, int, int]
     statistics_shape: tuple[int, ...]
-    form: tuple[int, bool, str]  # head_dim, whether of half precision, architecture: what tiles depend on
+    form: tuple[int, str]  # head_dim and architecture: what tiles depend on
     device: torch.device
 
     @classmethod
@@ -206,7 +207,7 @@ class _Problem(NamedTuple):
         else:
             samples, sample_q, sample_k, max_q, max_k = query.shape[0], rows_q, rows_k, rows_q, rows_k
             statistics_shape = (samples, heads_q, rows_q)
-        form = (head_dim, query.dtype != torch.float32, _architecture(query.device))
+        form = (head_dim, tiling.ANY if query.dtype == torch.float32 else _architecture(query.device))
         sizes = (heads_q, group, rows_q, rows_k)
         return cls(
             call.mask, call.rope_query is not None, samples, heads_q, group, max_q, max_k, sample_q, sample_k, sizes,
@@ -219,7 +220,11 @@ class _Problem(NamedTuple):
 
     @property
     def rope_in_kernel(self) -> bool:
-        return self.rope and not self.sparse and max(self.max_q, self.max_k) <= tiling.ROPE_IN_KERNEL
+        return self.rope and max(self.max_q, self.max_k) <= tiling.ROPE_IN_KERNEL
+
+    def has(self, kernel: str) -> bool:
+        """Whether there is such a kernel for this form; a sparse mask has its own."""
+        return not self.sparse and tiling.tile(kernel, *self.form) is not None
 
     def lists(self, of_queries: bool) -> Sequence[Tensor]:
         """The six lists of device/mask.py, for a walk over queries or over keys."""
@@ -309,9 +314,9 @@ def _table_rows(call: Call | None) -> tuple[int, int]:
 
 
 def _pick(
-    name: str, dtype: torch.dtype, head_dim: int, half: bool, architecture: str
+    name: str, dtype: torch.dtype, head_dim: int, architecture: str
 ) -> tuple[KernelConfiguration, tiling.Tile]:
-    tile = tiling.tile(name, head_dim, half, architecture)
+    tile = tiling.tile(name, head_dim, architecture)
     assert tile is not None
     return _configuration(name, dtype, head_dim, architecture, tile), tile
 
@@ -332,10 +337,9 @@ def _configuration(
         "BLOCK_N": tile.block_n,
         "OWN_M": tile.own_m,
         "OWN_N": tile.own_n,
-        # Three TF32 products make a float32 one; half precision has a single way.
-        "PRECISION": "ieee" if half else "tf32x3",
+        "PRECISION": "ieee",
         "MASK": (mask.BITMASK if name.endswith("_sparse") else mask.PREFIX).value,
-        "BRANCH": half and architecture != tiling.AMPERE,
+        "BRANCH": architecture in (tiling.HOPPER, tiling.BLACKWELL),
         "ROPE": name.endswith("_rope"),
     }
     constexprs = {argument: values[argument] for argument in kernel.arg_names if argument in values}
@@ -391,13 +395,11 @@ def _argument_type(name: str, dtype: torch.dtype) -> str:
 
 def configurations() -> Iterable[KernelConfiguration]:
     """Every configuration that the launcher can pick."""
-    for architecture in tiling.ARCHITECTURES:
+    for head_dim in tiling.PUBLISHED_HEAD_DIMS:
         for dtype in _TYPES:
-            for head_dim in tiling.PUBLISHED_HEAD_DIMS:
-                for name in tiling.KERNELS:
-                    tile = tiling.tile(name, head_dim, dtype != torch.float32, architecture)
-                    if tile is not None:
-                        yield _configuration(name, dtype, head_dim, architecture, tile)
-    for dtype in _TYPES:
-        for head_dim in tiling.PUBLISHED_HEAD_DIMS:
+            families = (tiling.ANY,) if dtype == torch.float32 else tiling.HALF_PRECISION
+            for architecture, name in itertools.product(families, tiling.KERNELS):
+                tile = tiling.tile(name, head_dim, architecture)
+                if tile is not None:
+                    yield _configuration(name, dtype, head_dim, architecture, tile)
             yield _delta_configuration(dtype, head_dim)

@@ -91,8 +91,8 @@ def query_gradients(
         b_value = tiles.load(p_vt, o_n, m_key, strides_value[1], HEAD_DIM, PART_0, PART_1, PART_2)
         b_grad_query = backward.add_query_gradient(
             b_grad_query, b_query, b_grad_out, b_lse, b_delta, b_key, b_value,
-            lists, numbers, plan, i_tile, place, first_query, start, o_query, o_key, rows_k, scale_log2, PRECISION, MASK,
-            BRANCH,
+            lists, numbers, plan, i_tile, place, first_query, start, o_query, o_key, rows_k, scale_log2, PRECISION,
+            MASK, BRANCH,
         )  # fmt: skip
     b_grad_query = tiles.scaled(b_grad_query, scale)
     b_grad_query = rotary.rotated(b_grad_query, p_cos_q, p_sin_q, o_query, m_query, HEAD_DIM, True, ROPE)
