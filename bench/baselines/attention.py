@@ -48,10 +48,16 @@ def _rotate_axis(x: Tensor, position: Tensor, interleaved: bool) -> Tensor:
 
 
 def vjepa2_attention(
-    query: Tensor, key: Tensor, value: Tensor, positions: Sequence[Tensor], mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Sequence[Tensor],
+    mask: Tensor | None = None,
+    *,
+    interleaved: bool = False,
 ) -> Tensor:
     """V-JEPA 2's attention without its linear layers: the rotations, then SDPA; all `[B, H, N, D]`."""
-    query, key = vjepa2_rotary(query, positions), vjepa2_rotary(key, positions)
+    query, key = (vjepa2_rotary(x, positions, interleaved=interleaved) for x in (query, key))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
