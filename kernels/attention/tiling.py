@@ -10,6 +10,7 @@ from typing import NamedTuple
 MAX_HEAD_DIM = 128
 HEAD_GRANULE = 8  # 16 bytes of half precision: a head's rows then begin where wide accesses can
 MMA_GRANULE = 16  # channels that one tensor-core instruction takes at least
+HEAD_DIMS = tuple(range(HEAD_GRANULE, MAX_HEAD_DIM + 1, HEAD_GRANULE))
 PUBLISHED_HEAD_DIMS = (24, 32, 64, 80, 88, 104, 128)
 
 SHORT = 64  # tokens, up to which the forward takes tiles of 64 queries
@@ -82,6 +83,8 @@ def _hopper(kernel: str, channels: int) -> Tile | None:
             return Tile(64, 64, 4 if channels in (16, 64, 80) else 8, 2)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64, 8, 2)
+        case "key_gradient_sparse" if channels > 96:
+            return Tile(16, 128, 8, 2)
         case "key_gradient" | "key_gradient_sparse":
             return Tile(64 if channels <= 64 else 32, 128, 8, 2)
         case "whole_gradient":
@@ -98,21 +101,27 @@ def _blackwell(kernel: str, channels: int) -> Tile | None:
             return Tile(128, 64, 8, 2)
         case "forward_short":
             return Tile(64, 64, 4, 2)
+        case "key_gradient_sparse" if channels > 64:
+            return Tile(32, 64, 8, 2)
         case "key_gradient" | "key_gradient_sparse":
             return Tile(64 if channels <= 64 else 32, 128, 8, 2)
         case "whole_gradient":
-            return Tile(32, 64, 8, 2, 64, 64)
+            return Tile(32, 64, 8, 2 if channels <= 64 else 1, 64, 64)
     return None
 
 
 def _ampere(kernel: str, channels: int) -> Tile | None:
     match kernel:
-        case "forward" | "forward_sparse":
+        case "forward":
             return Tile(128, 64, 8, 2)
+        case "forward_sparse":
+            return Tile(128, 64 if channels <= 32 else 32, 8, 2)
         case "forward_short":
-            return Tile(64, 64 if channels <= 64 else 32, 4, 2)
+            return Tile(64, 64 if channels <= 80 else 32, 4, 2)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64 if channels <= 64 else 32, 8, 2)
+        case "key_gradient_sparse" if channels in (64, 80):
+            return Tile(32, 128, 8, 2) if channels == 64 else Tile(16, 32, 4, 2)
         case "key_gradient" | "key_gradient_sparse":
             if channels == 128:
                 return Tile(32, 64, 8, 2)

@@ -26,7 +26,7 @@ _FAR = 2**30  # tokens: longer than any sequence, and two of them still fit in 3
 _SPARSE_BLOCK = 128  # the largest tile: one tile lies in one block of a sparse mask
 _MAX_TOKEN_STRIDE = 2**31 // 256  # elements: a tile's offsets, over 128 rows, then fit in 32 bits
 _OCTET = 8  # strides are passed in these units, see device/tiles.py
-_DELTA_ROWS = 64
+_DELTA_ROWS = 32
 
 _KERNELS = {
     "forward": forward_device.attention_forward_kernel,
@@ -358,7 +358,18 @@ def _configuration(
         num_stages=tile.num_stages,
         expected_tensor_core=half,
         architectures=tiling.ARCHITECTURES[architecture],
+        sampled=_sampled(name, dtype, head_dim, architecture),
     )
+
+
+def _sampled(name: str, dtype: torch.dtype, head_dim: int, architecture: str) -> bool:
+    """Of every kernel one size on every architecture, of the main ones the published sizes on Hopper, where the tiles
+    are tuned, and the outermost elsewhere; of the other types one size."""
+    main = name in ("forward", "query_gradient", "key_gradient", "whole_gradient")
+    if dtype == torch.bfloat16:
+        sizes = tiling.PUBLISHED_HEAD_DIMS if architecture == tiling.HOPPER else (32, 64, 128)
+        return head_dim == 64 or (main and head_dim in sizes)
+    return head_dim == 64 and main and architecture in (tiling.HOPPER, tiling.ANY)
 
 
 @functools.cache
@@ -379,6 +390,7 @@ def _delta_configuration(dtype: torch.dtype, head_dim: int) -> KernelConfigurati
             "BLOCK_M": _DELTA_ROWS,
         },
         divisible_by_16=("p_out", "p_grad_out", "p_delta"),
+        sampled=dtype == torch.bfloat16 and head_dim in (64, 104),
         expected_store_bits=0,
     )
 
@@ -395,7 +407,7 @@ def _argument_type(name: str, dtype: torch.dtype) -> str:
 
 def configurations() -> Iterable[KernelConfiguration]:
     """Every configuration that the launcher can pick."""
-    for head_dim in tiling.PUBLISHED_HEAD_DIMS:
+    for head_dim in tiling.HEAD_DIMS:
         for dtype in _TYPES:
             families = (tiling.ANY,) if dtype == torch.float32 else tiling.HALF_PRECISION
             for architecture, name in itertools.product(families, tiling.KERNELS):
