@@ -83,9 +83,9 @@ def _hopper(kernel: str, channels: int) -> Tile | None:
             return Tile(64, 64, 4 if channels in (16, 64, 80) else 8, 2)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64, 8, 2)
-        case "key_gradient_sparse" if channels > 96:
-            return Tile(16, 128, 8, 2)
-        case "key_gradient" | "key_gradient_sparse":
+        case "key_gradient_sparse":
+            return Tile(64 if channels <= 32 else 32 if channels <= 96 else 16, 128, 8, 2)
+        case "key_gradient":
             return Tile(64 if channels <= 64 else 32, 128, 8, 2)
         case "whole_gradient":
             own = 128 if channels <= 80 else 64

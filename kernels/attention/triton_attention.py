@@ -356,6 +356,7 @@ def _configuration(
         divisible_by_16=tuple(argument for argument, kind in signature.items() if kind.startswith("*")),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        expected_store_bits=_store_bits(head_dim),
         expected_tensor_core=half,
         architectures=tiling.ARCHITECTURES[architecture],
         sampled=_sampled(name, dtype, head_dim, architecture),
@@ -370,6 +371,11 @@ def _sampled(name: str, dtype: torch.dtype, head_dim: int, architecture: str) ->
         sizes = tiling.PUBLISHED_HEAD_DIMS if architecture == tiling.HOPPER else (32, 64, 128)
         return head_dim == 64 or (main and head_dim in sizes)
     return head_dim == 64 and main and architecture in (tiling.HOPPER, tiling.ANY)
+
+
+def _store_bits(head_dim: int) -> int:
+    """A tile of 64 rows and 16 channels, the smallest part, has 4 values for each of 256 threads."""
+    return 64 if head_dim <= tiling.MMA_GRANULE else 128
 
 
 @functools.cache
