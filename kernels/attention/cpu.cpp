@@ -6,13 +6,8 @@
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/optional.h>
 
-#include <cmath>
-#include <limits>
-#include <vector>
-
-#include "../rope/rotate.h"
-#include "product.h"
-#include "visits.h"
+#include "rows.h"
+#include "tiles.h"
 
 namespace {
 
@@ -20,27 +15,7 @@ using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr double kLog2E = 1.44269504088896340736;
-constexpr int64_t kChunk = 8 * kPanel;          // keys whose scores the forward holds at once
-constexpr int64_t kScoreStride = kChunk + 16;   // off a power of two, whose rows would share a few cache sets
-
-enum Type : int64_t { kFloat32, kBFloat16, kFloat16 };
-
-struct Rows {  // [B, N, H, D], element strides, D contiguous
-  void* data;
-  int64_t sample, token, head;
-};
-
-struct Table {  // of rotary positions; null where there are none
-  const float *cosine, *sine;
-  int64_t rows_per_sample;
-
-  Table at(int64_t sample, int64_t token, int64_t dim) const {
-    const int64_t offset = (sample * rows_per_sample + token) * dim;
-    return cosine ? Table{cosine + offset, sine + offset, 0} : Table{};
-  }
-};
 
 struct Problem {
   Type type;
@@ -70,203 +45,6 @@ struct Sequence {
   }
 };
 
-// ---- rows in memory <-> float32 rows of whole vectors ----------------------------------------------------------
-
-template <typename T>
-JEPA_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim, Table rope, float factor,
-                                 float* target, int64_t width) {
-  for (int64_t r = 0; r < rows; ++r, source += stride, target += width)
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      const int64_t count = std::min(kLanes, dim - i);
-      f32x16 x = load(source + i, count);
-      if (rope.cosine) x = rotated(x, load(rope.cosine + r * dim + i, count), load(rope.sine + r * dim + i, count), false);
-      store(target + i, x * factor);
-    }
-}
-
-// target[0 .. rows)[0 .. width) = factor * rotate(source); lanes past dim read as zeros.
-JEPA_FAST_CLONES void widen(Type type, Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
-                            float* target, int64_t width) {
-  switch (type) {
-    case kFloat32:
-      return widen_rows(static_cast<float*>(from.data) + offset, from.token, rows, dim, rope, factor, target, width);
-    case kBFloat16:
-      return widen_rows(static_cast<bfloat16*>(from.data) + offset, from.token, rows, dim, rope, factor, target, width);
-    default:
-      return widen_rows(static_cast<float16*>(from.data) + offset, from.token, rows, dim, rope, factor, target, width);
-  }
-}
-
-template <typename T>
-JEPA_FAST_INLINE void narrow_rows(const float* source, int64_t width, int64_t rows, int64_t dim, Table rope,
-                                  const float* factors, float factor, T* target, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r, source += width, target += stride)
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      const int64_t count = std::min(kLanes, dim - i);
-      f32x16 x = load(source + i) * (factors ? factors[r] : factor);
-      if (rope.cosine) x = rotated(x, load(rope.cosine + r * dim + i, count), load(rope.sine + r * dim + i, count), true);
-      store(target + i, x, count);
-    }
-}
-
-// The way back, through the transposed rotation; factors: one for each row, in the place of factor.
-JEPA_FAST_CLONES void narrow(Type type, const float* source, int64_t width, int64_t rows, int64_t dim, Table rope,
-                             const float* factors, float factor, Rows to, int64_t offset) {
-  switch (type) {
-    case kFloat32:
-      return narrow_rows(source, width, rows, dim, rope, factors, factor, static_cast<float*>(to.data) + offset, to.token);
-    case kBFloat16:
-      return narrow_rows(source, width, rows, dim, rope, factors, factor, static_cast<bfloat16*>(to.data) + offset,
-                         to.token);
-    default:
-      return narrow_rows(source, width, rows, dim, rope, factors, factor, static_cast<float16*>(to.data) + offset,
-                         to.token);
-  }
-}
-
-// Panels of `panel` keys: panels[p][d][key of the panel]. rows holds whole panels, with zeros past the last key.
-JEPA_FAST_CLONES void to_panels(const float* rows, int64_t keys, int64_t width, int64_t panel, float* panels) {
-  for (int64_t key = 0; key < keys; key += panel)
-    transpose(rows + key * width, width, panel, width, panels + key * width, panel);
-}
-
-// ---- a tile of queries -----------------------------------------------------------------------------------------
-
-// Bits 16 v .. 16 v + 15 as lanes.
-JEPA_FAST_INLINE i32x16 lanes_of(uint64_t bits, int64_t v) {
-  const i32x16 one = i32x16{} + 1;
-  return ((i32x16{} + static_cast<int32_t>(bits >> (16 * v) & 0xffff)) & (one << kLaneNumbers)) != 0;
-}
-
-// Scores of keys that the tile's queries do not see become -inf; so do those past the last key.
-JEPA_FAST_INLINE void hide(const Visit& visit, int64_t queries, float* score, int64_t stride, int64_t columns) {
-  const uint64_t inside = visit.keys >= 64 ? ~uint64_t{0} : (uint64_t{1} << visit.keys) - 1;
-  if (!visit.bits && visit.keys == columns) return;
-  for (int64_t q = 0; q < queries; ++q) {
-    const uint64_t bits = visit.bits ? visit.bits[q] & inside : inside;
-    for (int64_t v = 0; v < columns / kLanes; ++v) {
-      float* place = score + q * stride + v * kLanes;
-      store(place, select(lanes_of(bits, v), load(place), broadcast(-kInfinity)));
-    }
-  }
-}
-
-JEPA_FAST_INLINE float lane_max(f32x16 value) {
-  float largest = value[0];
-  for (int i = 1; i < kLanes; ++i) largest = value[i] > largest ? value[i] : largest;
-  return largest;
-}
-
-struct ForwardScratch {
-  std::vector<float> rows, key_panels, value_rows, query, score, out;
-  std::vector<float> largest, sum;
-  Visits visits;
-};
-
-// softmax over the chunk's columns, joined to what the tile has seen before; `rescale` receives the factor for that.
-JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float& largest, float& sum) {
-  f32x16 top = load(score);
-  for (int64_t i = kLanes; i < columns; i += kLanes) {
-    const f32x16 x = load(score + i);
-    top = select(x > top, x, top);
-  }
-  const float before = largest, now = std::max(before, lane_max(top));
-  largest = now;
-  const float reference = now == -kInfinity ? 0.0f : now;
-  f32x16 total = {};
-  for (int64_t i = 0; i < columns; i += kLanes) {
-    const f32x16 p = exp2_of(load(score + i) - reference);
-    store(score + i, p);
-    total += p;
-  }
-  const float rescale = before == -kInfinity ? 0.0f : std::exp2(before - reference);
-  sum = sum * rescale + lane_sum(total);
-  return rescale;
-}
-
-// Queries are scaled by scale log2(e), so that scores are powers of two.
-JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                   const float* query, const float* key_panels, const float* value_rows, float* score,
-                                   float* out, float* largest, float* sum) {
-  const int64_t rows = queries + queries % 2;
-  std::fill(largest, largest + rows, -kInfinity);
-  std::fill(sum, sum + rows, 0.0f);
-  std::fill(out, out + rows * width, 0.0f);
-  const int64_t per_chunk = kChunk / panel;
-  const int64_t count = static_cast<int64_t>(visits.list.size());
-  for (int64_t chunk = 0; chunk < count; chunk += per_chunk) {
-    const int64_t end = std::min(chunk + per_chunk, count);
-    int64_t columns = 0;
-    for (int64_t i = chunk; i < end; ++i) {
-      const Visit& visit = visits.list[i];
-      const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
-      multiply(rows, padded, width, {query, width, 1}, key_panels + visit.first * width, panel, score + columns,
-               kScoreStride, false);
-      hide(visit, queries, score + columns, kScoreStride, padded);
-      columns += padded;
-    }
-    for (int64_t q = 0; q < queries; ++q) {
-      const float rescale = soften_row(score + q * kScoreStride, columns, largest[q], sum[q]);
-      if (chunk > 0 && rescale != 1.0f)
-        for (int64_t i = 0; i < width; i += kLanes) store(out + q * width + i, load(out + q * width + i) * rescale);
-    }
-    columns = 0;
-    for (int64_t i = chunk; i < end; ++i) {
-      const Visit& visit = visits.list[i];
-      const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
-      multiply(rows, width, padded, {score + columns, kScoreStride, 1}, value_rows + visit.first * width, width, out,
-               width, true);
-      columns += padded;
-    }
-  }
-}
-
-struct BackwardScratch {
-  std::vector<float> key_rows, key_panels, value_panels, grad_key, grad_value;
-  std::vector<float> query, grad_out, out, grad_query, probability, slope;
-  std::vector<float> lse, lse_rest, delta;  // lse: base 2, in two parts, as its last place is that of every probability
-  Visits visits;
-};
-
-// Adds to grad_key and grad_value, writes grad_query; all but for their last factors.
-JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width, BackwardScratch& s) {
-  const int64_t rows = queries + queries % 2;
-  float* probability = s.probability.data();
-  float* slope = s.slope.data();
-  std::fill_n(s.grad_query.data(), rows * width, 0.0f);
-  for (int64_t q = 0; q < queries; ++q) {
-    f32x16 total = {};
-    for (int64_t i = 0; i < width; i += kLanes)
-      total += load(s.out.data() + q * width + i) * load(s.grad_out.data() + q * width + i);
-    s.delta[q] = lane_sum(total);
-  }
-  for (const Visit& visit : visits.list) {
-    const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes, place = visit.first * width;
-    multiply(rows, padded, width, {s.query.data(), width, 1}, s.key_panels.data() + place, panel, probability, kPanel,
-             false);
-    hide(visit, queries, probability, kPanel, padded);
-    multiply(rows, padded, width, {s.grad_out.data(), width, 1}, s.value_panels.data() + place, panel, slope, kPanel,
-             false);
-    for (int64_t q = 0; q < queries; ++q)
-      for (int64_t i = q * kPanel; i < q * kPanel + padded; i += kLanes) {
-        const f32x16 p = exp2_of((load(probability + i) - s.lse[q]) - s.lse_rest[q]);
-        store(probability + i, p);
-        store(slope + i, p * (load(slope + i) - s.delta[q]));
-      }
-    for (int64_t q = queries; q < rows; ++q) {
-      std::fill_n(probability + q * kPanel, padded, 0.0f);
-      std::fill_n(slope + q * kPanel, padded, 0.0f);
-    }
-    multiply(padded, width, rows, {probability, 1, kPanel}, s.grad_out.data(), width, s.grad_value.data() + place,
-             width, true);
-    multiply(padded, width, rows, {slope, 1, kPanel}, s.query.data(), width, s.grad_key.data() + place, width, true);
-    multiply(rows, width, padded, {slope, kPanel, 1}, s.key_rows.data() + place, width, s.grad_query.data(), width,
-             true);
-  }
-}
-
-// ---- whole tensors ---------------------------------------------------------------------------------------------
-
 int64_t whole_panels(int64_t keys, int64_t panel) { return (keys + panel - 1) / panel * panel; }
 
 // Widened rows of one head, filled up with zeros to `padded` rows.
@@ -281,7 +59,7 @@ void head_rows(const Problem& p, const Rows& from, const Table& rope, float fact
 
 void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, int64_t first_query, int64_t last_query,
                   int64_t tile, Rows out, float* lse, ForwardScratch& s) {
-  const int64_t width = p.width(), panel = p.mask.panel(), keys = whole_panels(sequence.keys, panel);
+  const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
   head_rows(p, p.key, p.rope_key, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.rows);
   s.key_panels.resize(std::max<int64_t>(s.key_panels.size(), keys * width));
   to_panels(s.rows.data(), keys, width, panel, s.key_panels.data());
@@ -311,7 +89,7 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
 
 void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, Rows out, Rows grad_out,
                    const float* lse, Rows grad_query, Rows grad_key, Rows grad_value, BackwardScratch& s) {
-  const int64_t width = p.width(), panel = p.mask.panel(), keys = whole_panels(sequence.keys, panel);
+  const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
   const int64_t tile = p.mask.tile(sequence.queries);
   for (auto* buffer : {&s.key_panels, &s.value_panels, &s.grad_key, &s.grad_value})
     buffer->resize(std::max<int64_t>(buffer->size(), keys * width));

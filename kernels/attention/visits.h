@@ -23,7 +23,11 @@ struct Mask {
   const uint32_t* partial_bits;
   int64_t block_q, block_k, planes_batch, planes_heads, blocks_q;
 
-  int64_t panel() const { return kind == MaskKind::kBlockSparse && block_k % kPanel ? 32 : kPanel; }
+  // Keys of a panel. The only panel of a short sequence is no longer than it has to be.
+  int64_t panel(int64_t keys) const {
+    const int64_t whole = kind == MaskKind::kBlockSparse && block_k % kPanel ? 32 : kPanel;
+    return std::min(whole, std::max(keys + kLanes - 1, kLanes) / kLanes * kLanes);
+  }
 
   // Queries of a tile, even: tiles of equal size inside what a tile may not straddle.
   int64_t tile(int64_t queries) const {
@@ -49,7 +53,8 @@ struct Visits {
     list.clear();
     bits.clear();
     // Grown beforehand: visits point into it.
-    bits.resize((keys + mask.panel() - 1) / mask.panel() * (last - first));
+    const int64_t panel = mask.panel(keys);
+    bits.resize((keys + panel - 1) / panel * (last - first));
     next_bits_ = bits.data();
     if (mask.kind == MaskKind::kBlockSparse) {
       collect_sparse(mask, b, h, first, last, keys);
@@ -80,7 +85,7 @@ struct Visits {
   }
 
   void collect_sparse(const Mask& mask, int64_t b, int64_t h, int64_t first, int64_t last, int64_t keys) {
-    const int64_t panel = mask.panel(), words = mask.block_k / 32;
+    const int64_t panel = mask.panel(keys), words = mask.block_k / 32;
     const int64_t plane = (mask.planes_batch == 1 ? 0 : b) * mask.planes_heads + (mask.planes_heads == 1 ? 0 : h);
     const int64_t row = plane * mask.blocks_q + first / mask.block_q;
     for (int32_t i = mask.full_offsets[row]; i < mask.full_offsets[row + 1]; ++i) {
@@ -95,7 +100,7 @@ struct Visits {
         list.push_back({key, std::min(panel, end - key), next_bits_});
         uint64_t any = 0;
         for (int64_t q = 0; q < last - first; ++q, word += words) {
-          *next_bits_ = panel == 32 ? word[0] : word[0] | uint64_t{word[1]} << 32;
+          *next_bits_ = panel <= 32 ? word[0] : word[0] | uint64_t{word[1]} << 32;
           any |= *next_bits_++;
         }
         if (any == 0) list.pop_back();

@@ -15,7 +15,9 @@ from ..runtime.configuration import KernelConfiguration
 from ..runtime.launch import launch
 from .tables import Tables
 
-HEAD_DIMS = (24, 32, 64, 80, 88, 104, 128)
+MAX_HEAD_DIM = 128
+_GRANULE = 8  # channels, 16 bytes of half precision: rows then begin where wide accesses can
+_PUBLISHED_HEAD_DIMS = (24, 32, 64, 80, 88, 104, 128)
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # 4 warps x 32 lanes x 8 values: one 16-byte access per lane and head for half precision, two for float32.
 _NUM_WARPS = 4
@@ -143,12 +145,14 @@ def _configuration(dtype: torch.dtype, head_dim: int, transposed: bool, aligned:
         },
         divisible_by_16=tuple(pointers) if aligned else ("p_cos", "p_sin", "p_query_out", "p_key_out"),
         num_warps=_NUM_WARPS,
+        sampled=head_dim in _PUBLISHED_HEAD_DIMS,
     )
 
 
 def configurations() -> Iterable[KernelConfiguration]:
     """Every configuration that the launcher can pick."""
-    for arguments in itertools.product(_TYPES, HEAD_DIMS, (False, True), (True, False)):
+    head_dims = range(_GRANULE, MAX_HEAD_DIM + 1, _GRANULE)
+    for arguments in itertools.product(_TYPES, head_dims, (False, True), (True, False)):
         yield _configuration(*arguments)
 
 
@@ -156,9 +160,11 @@ def why_not(tables: Tables, tensors: Sequence[Tensor]) -> list[str]:
     reasons = []
     if tensors[0].dtype not in _TYPES:
         reasons.append(f"the tensors are {tensors[0].dtype}; the kernel takes float32, bfloat16 and float16")
-    if tensors[0].shape[-1] not in HEAD_DIMS:
-        known = ", ".join(map(str, HEAD_DIMS))
-        reasons.append(f"head_dim is {tensors[0].shape[-1]}; the kernel is compiled for {known}")
+    head_dim = tensors[0].shape[-1]
+    if head_dim % _GRANULE or not 0 < head_dim <= MAX_HEAD_DIM:
+        reasons.append(
+            f"head_dim is {head_dim}; the kernel takes multiples of {_GRANULE} up to {MAX_HEAD_DIM}"
+        )
     return reasons
 
 
