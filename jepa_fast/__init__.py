@@ -8,21 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepa_fast import models as models
+    from jepa_fast.kernels.attention.api import masked_attention as masked_attention
+    from jepa_fast.kernels.attention.front_doors import flash_attn_varlen_func as flash_attn_varlen_func
+    from jepa_fast.kernels.attention.front_doors import (
+        scaled_dot_product_attention as scaled_dot_product_attention,
+    )
+    from jepa_fast.kernels.attention.masks import BlockCausal as BlockCausal
+    from jepa_fast.kernels.attention.masks import BlockSparse as BlockSparse
+    from jepa_fast.kernels.attention.masks import Varlen as Varlen
     from jepa_fast.kernels.covariance.api import barlow_twins_loss as barlow_twins_loss
     from jepa_fast.kernels.covariance.api import covariance_loss as covariance_loss
     from jepa_fast.kernels.covariance.api import variance_loss as variance_loss
     from jepa_fast.kernels.covariance.api import vicreg_loss as vicreg_loss
     from jepa_fast.kernels.ema.api import ema_update_ as ema_update_
     from jepa_fast.kernels.latent_loss.api import latent_prediction_loss as latent_prediction_loss
+    from jepa_fast.kernels.rope.api import rope_3d as rope_3d
+    from jepa_fast.kernels.rope.positions import Rope3D as Rope3D
     from jepa_fast.kernels.runtime.rooms import explain as explain
     from jepa_fast.kernels.sigreg.api import sigreg_loss as sigreg_loss
 
 _HOMES = {
+    "BlockCausal": "jepa_fast.kernels.attention.masks",
+    "BlockSparse": "jepa_fast.kernels.attention.masks",
+    "Rope3D": "jepa_fast.kernels.rope.positions",
+    "Varlen": "jepa_fast.kernels.attention.masks",
     "barlow_twins_loss": "jepa_fast.kernels.covariance.api",
     "covariance_loss": "jepa_fast.kernels.covariance.api",
     "ema_update_": "jepa_fast.kernels.ema.api",
     "explain": "jepa_fast.kernels.runtime.rooms",
+    "flash_attn_varlen_func": "jepa_fast.kernels.attention.front_doors",
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
+    "masked_attention": "jepa_fast.kernels.attention.api",
+    "rope_3d": "jepa_fast.kernels.rope.api",
+    "scaled_dot_product_attention": "jepa_fast.kernels.attention.front_doors",
     "sigreg_loss": "jepa_fast.kernels.sigreg.api",
     "variance_loss": "jepa_fast.kernels.covariance.api",
     "vicreg_loss": "jepa_fast.kernels.covariance.api",
@@ -30,12 +48,20 @@ _HOMES = {
 _SUBPACKAGES = ("models",)
 
 __all__ = [
+    "BlockCausal",
+    "BlockSparse",
+    "Rope3D",
+    "Varlen",
     "barlow_twins_loss",
     "covariance_loss",
     "ema_update_",
     "explain",
+    "flash_attn_varlen_func",
     "latent_prediction_loss",
+    "masked_attention",
     "models",
+    "rope_3d",
+    "scaled_dot_product_attention",
     "sigreg_loss",
     "variance_loss",
     "vicreg_loss",

@@ -42,6 +42,8 @@ class Codegen:
     """Architectures, as compute capabilities without the point."""
     filter: Annotated[str, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: all)")] = ""
     """Take only configurations whose name contains TEXT."""
+    every: bool = False
+    """Take configurations too that differ from another by a size or a type alone."""
     check: bool = False
     """Compare with the stored record, bench/results/codegen.json."""
     save: bool = False
@@ -64,6 +66,8 @@ def run(config: Codegen) -> int:
 
     if config.check and config.save:
         raise UsageError("--check and --save exclude each other: compare first, then renew the record")
+    if config.every and (config.check or config.save):
+        raise UsageError("--every: the stored record has the sampled configurations alone")
     if config.json is not None and not config.json.absolute().parent.is_dir():
         raise UsageError(f"--json: {config.json.parent} is not a folder")
     path = codegen_records.stored_path() if config.check or config.save else None
@@ -123,7 +127,10 @@ def _select(config: Codegen) -> tuple[list[Job], Configurations]:
     for op in known:
         for module in codegen.find_modules(op):
             for name, configuration in codegen.configurations(module).items():
-                selected = [arch for arch in ARCHITECTURES if config.selects(op, name, arch)]
+                if not (configuration.sampled or config.every):
+                    continue
+                own = ARCHITECTURES if configuration.architectures is None else configuration.architectures
+                selected = [arch for arch in own if config.selects(op, name, arch)]
                 jobs += [Job(op, module, name, arch) for arch in selected]
                 configurations[op, name] = configuration
     if not jobs:

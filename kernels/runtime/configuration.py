@@ -34,6 +34,13 @@ class KernelConfiguration:
     enable_fp_fusion: bool = True
     """Contract a product and a sum to one FMA. Explicit, as Triton's default changes with its version."""
 
+    architectures: tuple[int, ...] | None = None
+    """Compute capabilities (90 = 9.0) of the gate's that the launcher picks this for; None: all of them."""
+
+    sampled: bool = True
+    """Whether the gate compiles it by itself. False: only with `--every`, as it differs from a sampled one by a size or
+    an element type alone, which the launcher's table was checked for once."""
+
     expected_load_bits: int = 128
     """Width that the widest global load must reach; 0 makes no claim."""
     expected_store_bits: int = 128

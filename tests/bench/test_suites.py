@@ -14,7 +14,7 @@ CASES = [
 
 
 def test_suites_are_the_modules_of_the_folder() -> None:
-    assert {"ema", "host_cost", "ijepa_step", "latent_loss"} <= set(suites.names())
+    assert {"attention", "ema", "host_cost", "ijepa_step", "latent_loss", "rope"} <= set(suites.names())
 
 
 @pytest.mark.parametrize("name", suites.names())

@@ -1,0 +1,250 @@
+// Masked attention on the CPU, forward and backward, with the rotary positions applied where rows are widened to float32.
+// The maths and the tiling are in README.md; no score outlives its tile.
+
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/optional.h>
+
+#include "rows.h"
+#include "tiles.h"
+
+namespace {
+
+using namespace jepa_fast;
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+constexpr double kLog2E = 1.44269504088896340736;
+
+struct Problem {
+  Type type;
+  int64_t samples, tokens_q, tokens_k, heads_q, heads_k, dim;
+  Rows query, key, value;
+  Table rope_query, rope_key;
+  double scale;
+  Mask mask;
+
+  int64_t width() const { return (dim + kLanes - 1) / kLanes * kLanes; }  // dim, with zeros up to whole vectors
+  float scale_2() const { return static_cast<float>(scale * kLog2E); }  // scores are exponents of 2
+  int64_t group() const { return heads_q / heads_k; }
+  int64_t sequences() const { return mask.kind == MaskKind::kVarlen ? mask.sequences : samples; }
+};
+
+// Tokens that see nothing of others.
+struct Sequence {
+  int64_t sample, first_q, queries, first_k, keys;
+
+  Sequence(const Problem& p, int64_t i) : sample(i), first_q(0), queries(p.tokens_q), first_k(0), keys(p.tokens_k) {
+    if (p.mask.kind != MaskKind::kVarlen) return;
+    sample = 0;
+    first_q = p.mask.cu_seqlens_q[i];
+    queries = p.mask.cu_seqlens_q[i + 1] - first_q;
+    first_k = p.mask.cu_seqlens_k[i];
+    keys = p.mask.cu_seqlens_k[i + 1] - first_k;
+  }
+};
+
+int64_t whole_panels(int64_t keys, int64_t panel) { return (keys + panel - 1) / panel * panel; }
+
+// Widened rows of one head, filled up with zeros to `padded` rows.
+void head_rows(const Problem& p, const Rows& from, const Table& rope, float factor, int64_t sample, int64_t first,
+               int64_t count, int64_t head, int64_t padded, std::vector<float>& target) {
+  const int64_t width = p.width();
+  target.resize(std::max<int64_t>(target.size(), padded * width));
+  widen(p.type, from, sample * from.sample + first * from.token + head * from.head, count, p.dim,
+        rope.at(sample, first, p.dim), factor, target.data(), width);
+  std::fill(target.data() + count * width, target.data() + padded * width, 0.0f);
+}
+
+void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, int64_t first_query, int64_t last_query,
+                  int64_t tile, Rows out, float* lse, ForwardScratch& s) {
+  const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
+  head_rows(p, p.key, p.rope_key, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.rows);
+  s.key_panels.resize(std::max<int64_t>(s.key_panels.size(), keys * width));
+  to_panels(s.rows.data(), keys, width, panel, s.key_panels.data());
+  head_rows(p, p.value, {}, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.value_rows);
+  s.score.resize((kTileQueries + 1) * kScoreStride);
+  s.out.resize((kTileQueries + 1) * width);
+  s.largest.resize(kTileQueries + 1);
+  s.sum.resize(kTileQueries + 1);
+  for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)
+    for (int64_t first = first_query; first < last_query; first += tile) {
+      const int64_t last = std::min(first + tile, last_query), count = last - first;
+      s.visits.collect(p.mask, sequence.sample, head, first, last, sequence.keys);
+      const int64_t token = sequence.first_q + first;
+      head_rows(p, p.query, p.rope_query, p.scale_2(), sequence.sample, token, count, head, count + count % 2,
+                s.query);
+      forward_tile(s.visits, count, panel, width, s.query.data(), s.key_panels.data(), s.value_rows.data(),
+                   s.score.data(), s.out.data(), s.largest.data(), s.sum.data());
+      float* row_lse = lse + (sequence.sample * p.heads_q + head) * p.tokens_q + token;
+      for (int64_t q = 0; q < count; ++q) {
+        row_lse[q] = static_cast<float>((s.largest[q] + std::log2(static_cast<double>(s.sum[q]))) / kLog2E);
+        s.sum[q] = s.sum[q] == 0.0f ? 0.0f : 1.0f / s.sum[q];
+      }
+      narrow(p.type, s.out.data(), width, count, p.dim, {}, s.sum.data(), 1.0f, out,
+             sequence.sample * out.sample + token * out.token + head * out.head);
+    }
+}
+
+void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, Rows out, Rows grad_out,
+                   const float* lse, Rows grad_query, Rows grad_key, Rows grad_value, BackwardScratch& s) {
+  const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
+  const int64_t tile = p.mask.tile(sequence.queries);
+  for (auto* buffer : {&s.key_panels, &s.value_panels, &s.grad_key, &s.grad_value})
+    buffer->resize(std::max<int64_t>(buffer->size(), keys * width));
+  for (auto* buffer : {&s.probability, &s.slope}) buffer->resize((kTileQueries + 1) * kPanel);
+  s.grad_query.resize((kTileQueries + 1) * width);
+  for (auto* buffer : {&s.lse, &s.lse_rest}) buffer->resize(kTileQueries + 1);
+  s.delta.resize(kTileQueries + 1);
+  const int64_t sample = sequence.sample, first_k = sequence.first_k;
+  head_rows(p, p.value, {}, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
+  to_panels(s.key_rows.data(), keys, width, panel, s.value_panels.data());
+  head_rows(p, p.key, p.rope_key, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
+  to_panels(s.key_rows.data(), keys, width, panel, s.key_panels.data());
+  std::fill_n(s.grad_key.data(), keys * width, 0.0f);
+  std::fill_n(s.grad_value.data(), keys * width, 0.0f);
+  for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)
+    for (int64_t first = 0; first < sequence.queries; first += tile) {
+      const int64_t last = std::min(first + tile, sequence.queries), count = last - first, even = count + count % 2;
+      const int64_t token = sequence.first_q + first;
+      s.visits.collect(p.mask, sample, head, first, last, sequence.keys);
+      head_rows(p, p.query, p.rope_query, p.scale_2(), sample, token, count, head, even, s.query);
+      head_rows(p, grad_out, {}, 1.0f, sample, token, count, head, even, s.grad_out);
+      head_rows(p, out, {}, 1.0f, sample, token, count, head, even, s.out);
+      const float* row_lse = lse + (sample * p.heads_q + head) * p.tokens_q + token;
+      // A query that sees nothing: everything minus infinity is no probability.
+      for (int64_t q = 0; q < count; ++q) {
+        const double lse_2 = row_lse[q] * kLog2E;
+        s.lse[q] = row_lse[q] == -kInfinity ? kInfinity : static_cast<float>(lse_2);
+        s.lse_rest[q] = std::isfinite(row_lse[q]) ? static_cast<float>(lse_2 - s.lse[q]) : 0.0f;
+      }
+      backward_tile(s.visits, count, panel, width, s);
+      narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr, static_cast<float>(p.scale),
+             grad_query, sample * grad_query.sample + token * grad_query.token + head * grad_query.head);
+    }
+  // The queries in the products carry scale log2(e).
+  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr, static_cast<float>(1.0 / kLog2E),
+         grad_key, sample * grad_key.sample + first_k * grad_key.token + head_k * grad_key.head);
+  narrow(p.type, s.grad_value.data(), width, sequence.keys, p.dim, {}, nullptr, 1.0f, grad_value,
+         sample * grad_value.sample + first_k * grad_value.token + head_k * grad_value.head);
+}
+
+Rows rows_of(TensorView tensor) {
+  return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+Type type_of(TensorView tensor) {
+  const DLDataType type = tensor.dtype();
+  if (type.code == kDLFloat && type.bits == 32) return kFloat32;
+  return type.code == kDLBfloat ? kBFloat16 : kFloat16;
+}
+
+const float* floats(const Optional<TensorView>& tensor) {
+  return tensor.has_value() ? static_cast<const float*>(tensor.value().data_ptr()) : nullptr;
+}
+
+const int32_t* integers(const Optional<TensorView>& tensor) {
+  return tensor.has_value() ? static_cast<const int32_t*>(tensor.value().data_ptr()) : nullptr;
+}
+
+using Maybe = Optional<TensorView>;
+
+// tables: cos and sin of the query, cos and sin of the key. list_*: the mask's tensors, number_*: its integers, as the
+// classes of masks/ give them.
+Problem problem_of(TensorView query, TensorView key, TensorView value, double scale, const Maybe& cos_q,
+                   const Maybe& sin_q, int64_t rows_q, const Maybe& cos_k, const Maybe& sin_k, int64_t rows_k,
+                   int64_t kind, const Maybe& list_0, const Maybe& list_1, const Maybe& list_2, const Maybe& list_3,
+                   const Maybe& list_4, int64_t number_0, int64_t number_1, int64_t number_2, int64_t number_3) {
+  Mask mask = {};
+  mask.kind = static_cast<MaskKind>(kind);
+  if (mask.kind == MaskKind::kVarlen) {
+    mask.cu_seqlens_q = integers(list_0);
+    mask.cu_seqlens_k = integers(list_1);
+    mask.sequences = list_0.value().size(0) - 1;
+  } else if (mask.kind == MaskKind::kBlockCausal) {
+    mask.step = number_0;
+    mask.query_offset = number_1;
+  } else if (mask.kind == MaskKind::kBlockSparse) {
+    mask.full_offsets = integers(list_0);
+    mask.full_keys = integers(list_1);
+    mask.partial_offsets = integers(list_2);
+    mask.partial_keys = integers(list_3);
+    mask.partial_bits = reinterpret_cast<const uint32_t*>(integers(list_4));
+    mask.block_q = number_0;
+    mask.block_k = number_1;
+    mask.planes_batch = number_2;
+    mask.planes_heads = number_3;
+    mask.blocks_q = (query.size(1) + mask.block_q - 1) / mask.block_q;
+  }
+  return {type_of(query),
+          query.size(0),
+          query.size(1),
+          key.size(1),
+          query.size(2),
+          key.size(2),
+          query.size(3),
+          rows_of(query),
+          rows_of(key),
+          rows_of(value),
+          {floats(cos_q), floats(sin_q), rows_q},
+          {floats(cos_k), floats(sin_k), rows_k},
+          scale,
+          mask};
+}
+
+// query, key, value: [B, N, H, D] with a contiguous last dimension; packed tensors have B = 1. out like query and lse
+// [B, Hq, Nq] are contiguous. native.py has checked what api.py has not.
+void attention_forward(TensorView query, TensorView key, TensorView value, TensorView out, TensorView lse,
+                       double scale, Maybe cos_q, Maybe sin_q, int64_t rows_q, Maybe cos_k, Maybe sin_k,
+                       int64_t rows_k, int64_t kind, Maybe list_0, Maybe list_1, Maybe list_2, Maybe list_3,
+                       Maybe list_4, int64_t number_0, int64_t number_1, int64_t number_2, int64_t number_3,
+                       int64_t threads) {
+  const Problem p = problem_of(query, key, value, scale, cos_q, sin_q, rows_q, cos_k, sin_k, rows_k, kind, list_0,
+                               list_1, list_2, list_3, list_4, number_0, number_1, number_2, number_3);
+  const Rows to = rows_of(out);
+  float* row_lse = static_cast<float*>(lse.data_ptr());
+  // Where heads are fewer than threads, several of them share a head's queries and widen its keys each for itself.
+  const int64_t heads = p.sequences() * p.heads_k, splits = (2 * threads + heads - 1) / heads;
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (query.numel() > kParallelFrom)
+  {
+    ForwardScratch scratch;
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < heads * splits; ++item) {
+      const int64_t head = item / splits, split = item % splits;
+      const Sequence sequence(p, head / p.heads_k);
+      const int64_t tile = p.mask.tile(sequence.queries);
+      const int64_t tiles = (sequence.queries + tile - 1) / tile;
+      const int64_t first = tiles * split / splits * tile;
+      const int64_t last = std::min(tiles * (split + 1) / splits * tile, sequence.queries);
+      if (first < last) forward_item(p, sequence, head % p.heads_k, first, last, tile, to, row_lse, scratch);
+    }
+  }
+}
+
+// The gradients, contiguous, receive every element.
+void attention_backward(TensorView query, TensorView key, TensorView value, TensorView out, TensorView lse,
+                        TensorView grad_out, TensorView grad_query, TensorView grad_key, TensorView grad_value,
+                        double scale, Maybe cos_q, Maybe sin_q, int64_t rows_q, Maybe cos_k, Maybe sin_k,
+                        int64_t rows_k, int64_t kind, Maybe list_0, Maybe list_1, Maybe list_2, Maybe list_3,
+                        Maybe list_4, int64_t number_0, int64_t number_1, int64_t number_2, int64_t number_3,
+                        int64_t threads) {
+  const Problem p = problem_of(query, key, value, scale, cos_q, sin_q, rows_q, cos_k, sin_k, rows_k, kind, list_0,
+                               list_1, list_2, list_3, list_4, number_0, number_1, number_2, number_3);
+  const Rows from_out = rows_of(out), from_grad = rows_of(grad_out);
+  const Rows to_query = rows_of(grad_query), to_key = rows_of(grad_key), to_value = rows_of(grad_value);
+  const float* row_lse = static_cast<const float*>(lse.data_ptr());
+#pragma omp parallel num_threads(static_cast<int>(threads)) if (query.numel() > kParallelFrom)
+  {
+    BackwardScratch scratch;
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < p.sequences() * p.heads_k; ++item)
+      backward_item(p, Sequence(p, item / p.heads_k), item % p.heads_k, from_out, from_grad, row_lse, to_query, to_key,
+                    to_value, scratch);
+  }
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(attention_forward, attention_forward);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(attention_backward, attention_backward);

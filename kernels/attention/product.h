@@ -1,0 +1,121 @@
+// Small matrix products in registers, and what turns rows into the layouts they want. Everything is float32.
+#pragma once
+
+#include "simd.h"
+
+namespace jepa_fast {
+
+// Rows of A held in registers: 6 rows x 4 vectors of C are 24 of AVX-512's 32 registers, and 24 products in flight hide
+// the latency of a multiply-add.
+constexpr int64_t kBlockRows = 6;
+constexpr int64_t kBlockVectors = 4;
+
+struct Left {  // A[i][k] = data[i * row + k * depth]: transposed or not
+  const float* data;
+  int64_t row, depth;
+};
+
+// C[ROWS][16 VECTORS] = A B, or C + A B, where the product is summed by itself first: sums over many tiles stay short.
+// B has rows of `b_stride`, C of `c_stride`.
+template <int ROWS, int VECTORS>
+JEPA_FAST_INLINE void multiply_block(Left a, const float* b, int64_t b_stride, float* c, int64_t c_stride,
+                                     int64_t depth, bool add) {
+  f32x16 sum[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    f32x16 row[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) row[v] = load(b + k * b_stride + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const float factor = a.data[r * a.row + k * a.depth];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] += row[v] * factor;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) {
+      float* place = c + r * c_stride + v * kLanes;
+      store(place, add ? load(place) + sum[r][v] : sum[r][v]);
+    }
+}
+
+template <int VECTORS>
+JEPA_FAST_INLINE void multiply_columns(int64_t rows, Left a, const float* b, int64_t b_stride, float* c,
+                                       int64_t c_stride, int64_t depth, bool add) {
+  int64_t r = 0;
+  for (; r + kBlockRows <= rows; r += kBlockRows)
+    multiply_block<kBlockRows, VECTORS>({a.data + r * a.row, a.row, a.depth}, b, b_stride, c + r * c_stride, c_stride,
+                                        depth, add);
+  for (; r < rows; r += 2)
+    multiply_block<2, VECTORS>({a.data + r * a.row, a.row, a.depth}, b, b_stride, c + r * c_stride, c_stride, depth,
+                               add);
+}
+
+// C[rows][columns] = A B or C + A B; rows even, columns a multiple of 16.
+JEPA_FAST_INLINE void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b, int64_t b_stride,
+                               float* c, int64_t c_stride, bool add) {
+  for (int64_t left = columns / kLanes; left > 0;) {
+    // 5 vectors go as 3 + 2, 6 as 3 + 3, 7 as 3 + 4: narrower blocks than that wait for their own sums.
+    const int64_t take = left >= 2 * kBlockVectors ? kBlockVectors : left > kBlockVectors ? 3 : left;
+    switch (take) {
+      case 4: multiply_columns<4>(rows, a, b, b_stride, c, c_stride, depth, add); break;
+      case 3: multiply_columns<3>(rows, a, b, b_stride, c, c_stride, depth, add); break;
+      case 2: multiply_columns<2>(rows, a, b, b_stride, c, c_stride, depth, add); break;
+      default: multiply_columns<1>(rows, a, b, b_stride, c, c_stride, depth, add);
+    }
+    b += take * kLanes;
+    c += take * kLanes;
+    left -= take;
+  }
+}
+
+// 16 x 16: target[j][i] = source[i][j].
+JEPA_FAST_INLINE void transpose_block(const float* source, int64_t source_stride, float* target,
+                                      int64_t target_stride) {
+  f32x16 rows[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) rows[i] = load(source + i * source_stride);
+  // Four rounds; the round of distance d swaps the off-diagonal d x d blocks of every 2d x 2d block.
+#pragma GCC unroll 4
+  for (int d = 8; d > 0; d /= 2) {
+    const i32x16 upper = (kLaneNumbers & d) != 0 ? kLaneNumbers - d + kLanes : kLaneNumbers;
+    const i32x16 lower = (kLaneNumbers & d) != 0 ? kLaneNumbers + kLanes : kLaneNumbers + d;
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      if ((i & d) == 0) {
+        const f32x16 a = rows[i], b = rows[i + d];
+        rows[i] = __builtin_shuffle(a, b, upper);
+        rows[i + d] = __builtin_shuffle(a, b, lower);
+      }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) store(target + i * target_stride, rows[i]);
+}
+
+// target[rows of `columns`][rows] = source transposed; both sizes multiples of 16.
+JEPA_FAST_INLINE void transpose(const float* source, int64_t source_stride, int64_t rows, int64_t columns,
+                                float* target, int64_t target_stride) {
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < columns; j += kLanes)
+      transpose_block(source + i * source_stride + j, source_stride, target + j * target_stride + i, target_stride);
+}
+
+// 2^x for x <= 0 or a little above: 2^n p(f) with f in [-1/2, 1/2] and p of degree 6, of least relative error (2e-9).
+// Below -126 it is 0; what is not a number stays so.
+JEPA_FAST_INLINE f32x16 exp2_of(f32x16 x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the last places
+  const f32x16 shifted = x + kRound;
+  const f32x16 f = x - (shifted - kRound);
+  f32x16 p = f * 1.535333722e-4f + 1.339887454e-3f;
+  p = p * f + 9.618437458e-3f;
+  p = p * f + 5.550332471e-2f;
+  p = p * f + 2.402264791e-1f;
+  p = p * f + 6.931472029e-1f;
+  p = p * f + 1.0f;
+  const f32x16 result = as_float(as_bits(p) + (as_bits(shifted) << 23));
+  return select(x < -126.0f, f32x16{}, select(x != x, x, result));
+}
+
+}  // namespace jepa_fast

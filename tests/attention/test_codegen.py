@@ -1,0 +1,145 @@
+"""What the attention kernels' machine code must show, on every architecture, without a GPU.
+
+`jepa-fast codegen` holds the same configurations to the gate's general rules (spills, widths, shared memory). Here is
+what is particular to attention: which products are formed, of how many channels, and how operands arrive.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jepa_fast.kernels.attention import tiling
+
+# Two bodies in one process: a compiler starts once. It prints, for every configuration, the instructions of the kernel.
+SCRIPT = r"""
+import json, pathlib, re, subprocess, sys, tempfile
+from triton import knobs
+from jepa_fast.kernels.attention import triton_attention
+from jepa_fast.kernels.runtime.codegen.compile import compile_cubin
+
+wanted = {tuple(job) for job in json.loads(sys.argv[1])}
+found = []
+for configuration in triton_attention.configurations():
+    for arch in configuration.architectures or ():
+        if (configuration.name, arch) not in wanted:
+            continue
+        cubin = compile_cubin(configuration, arch)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            pathlib.Path(file.name).write_bytes(cubin.code)
+            tool = [knobs.nvidia.cuobjdump.path]
+            usage = subprocess.run([*tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+            listing = subprocess.run([*tool, "-sass", file.name], capture_output=True, text=True).stdout
+        lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", listing)
+        found.append({
+            "name": configuration.name, "arch": arch, "warps": configuration.num_warps,
+            "constexprs": dict(configuration.constexprs), "shared": cubin.shared_bytes,
+            "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+            "instructions": [[int(address, 16), text] for address, text in lines],
+        })
+print(json.dumps(found))
+"""
+PRODUCTS = {"forward": 2, "query_gradient": 3, "key_gradient": 4}
+HOPPER = [(kernel, head_dim, 90) for kernel in PRODUCTS for head_dim in tiling.PUBLISHED_HEAD_DIMS]
+ELSEWHERE = [(kernel, 80, arch) for kernel in PRODUCTS for arch in (80, 120)]
+ONLY_SPILLS = [("forward_sparse", 88, 90), ("whole_gradient", 104, 90), ("key_gradient", 88, 100)]
+JOBS = HOPPER + ELSEWHERE + ONLY_SPILLS
+
+
+def _name(kernel: str, head_dim: int, arch: int) -> str:
+    family = next(name for name in tiling.HALF_PRECISION if arch in tiling.ARCHITECTURES[name])
+    return f"{kernel}/bf16/D={head_dim}/{family}"
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Machine code by kernel, head_dim and architecture; compiled by a child, as kernels are interpreted here."""
+    pytest.importorskip("triton")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment.setdefault("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+    names = {job: _name(*job) for job in JOBS}
+    jobs = json.dumps([[name, job[2]] for job, name in names.items()])
+    command = [sys.executable, "-c", SCRIPT, jobs]
+    finished = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=Path("/")
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    found = {(kernel["name"], kernel["arch"]): kernel for kernel in json.loads(finished.stdout)}
+    return {job: found[name, job[2]] for job, name in names.items()}
+
+
+def _multiplications(kernel: dict[str, Any]) -> int:
+    """What the tensor-core instructions of the kernel's text multiply, each counted once."""
+    total = 0
+    for _, text in kernel["instructions"]:
+        words = text.split()
+        opcode = words[1] if words[0].startswith("@") else words[0]
+        if opcode.startswith("HGMMA."):
+            m, n, k = (int(size) for size in opcode.split(".")[1].split("x"))
+            total += m * n * k * (kernel["warps"] // 4)  # a group of four warps
+        elif opcode.startswith("HMMA.16816"):
+            total += 16 * 8 * 16 * kernel["warps"]
+    return total
+
+
+def _loops_with(kernel: dict[str, Any], *opcodes: str) -> int:
+    """How many backward branches jump over at least one instruction of every kind."""
+    instructions = kernel["instructions"]
+    loops = 0
+    for address, text in instructions:
+        if "BRA" not in text or "0x" not in text:
+            continue
+        target = int(text.rsplit("0x", 1)[1].split()[0].rstrip("`)"), 16)
+        body = [line for position, line in instructions if target <= position <= address]
+        loops += bool(body) and all(any(opcode in line for line in body) for opcode in opcodes)
+    return loops
+
+
+@pytest.mark.parametrize(("kernel", "head_dim", "arch"), HOPPER + ELSEWHERE)
+def test_no_product_of_padding(kernels: Any, kernel: str, head_dim: int, arch: int) -> None:
+    found = kernels[kernel, head_dim, arch]
+    sizes = found["constexprs"]
+    tile = sizes["BLOCK_M"] * sizes["BLOCK_N"]
+    assert _multiplications(found) == PRODUCTS[kernel] * tile * tiling.width(head_dim)
+
+
+@pytest.mark.parametrize(("kernel", "head_dim", "arch"), HOPPER)
+def test_hopper_multiplies_by_groups_of_four_warps(
+    kernels: Any, kernel: str, head_dim: int, arch: int
+) -> None:
+    text = [line for _, line in kernels[kernel, head_dim, arch]["instructions"]]
+    assert any("HGMMA" in line for line in text)
+    assert not any(" HMMA" in f" {line}" for line in text)
+
+
+@pytest.mark.parametrize(("kernel", "head_dim", "arch"), HOPPER + ELSEWHERE)
+def test_asynchronous_copies_in_the_main_loop(kernels: Any, kernel: str, head_dim: int, arch: int) -> None:
+    assert _loops_with(kernels[kernel, head_dim, arch], "LDGSTS", "MMA") > 0
+
+
+@pytest.mark.parametrize(("kernel", "head_dim", "arch"), JOBS)
+def test_nothing_spills(kernels: Any, kernel: str, head_dim: int, arch: int) -> None:
+    found = kernels[kernel, head_dim, arch]
+    assert found["stack"] == 0
+    assert not any(word in line for _, line in found["instructions"] for word in ("LDL", "STL"))
+    assert len(found["instructions"]) > 500  # what does not fit into tensor memory compiles to nothing
+
+
+def test_listed_once_and_for_one_family_each() -> None:
+    for architecture in (*tiling.HALF_PRECISION, tiling.ANY):
+        for head_dim in tiling.HEAD_DIMS:
+            parts = tiling.parts(head_dim, architecture)
+            assert all(part & (part - 1) == 0 for part in parts)
+            assert sum(parts) >= head_dim
+            for kernel in ("forward", "query_gradient", "key_gradient"):
+                assert tiling.tile(kernel, head_dim, architecture) is not None
+    assert {head_dim: tiling.parts(head_dim, tiling.HOPPER) for head_dim in (24, 80, 88, 104)} == {
+        24: (32, 0, 0),
+        80: (64, 16, 0),
+        88: (64, 32, 0),
+        104: (64, 32, 16),
+    }
