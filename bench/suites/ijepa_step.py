@@ -25,9 +25,12 @@ RATES = Hyperparameters(lr=2e-4, weight_decay=0.04, momentum=0.996)  # at the st
 
 def cases() -> Iterator[Case]:
     for precision in ("bfloat16", "float32"):
-        build = partial(build, precision)
         yield Case(
-            "training step", f"{MODEL} B={BATCH_SIZE}", precision, build, quick=precision == "bfloat16"
+            op="training step",
+            shape=f"{MODEL} B={BATCH_SIZE}",
+            dtype=precision,
+            build=partial(build, precision),
+            quick=precision == "bfloat16",
         )
 
 
