@@ -98,7 +98,7 @@ def sigreg_directions_kernel(
         squares += _store(p_row + slices, b_1, o_feature + 1, features, m_m)
         squares += _store(p_row + 2 * slices, b_2, o_feature + 2, features, m_m)
         squares += _store(p_row + 3 * slices, b_3, o_feature + 3, features, m_m)
-    scale = 1.0 / tl.sqrt(squares)
+    scale = 1.0 / tl.sqrt(tl.where(m_m, squares, 1.0))
     for start in range(0, (features + 3) // 4, BLOCK_QUADS):
         o_feature = (start + tl.arange(0, BLOCK_QUADS)) * 4
         p_row = p_out + o_feature[:, None].to(tl.int64) * slices + o_m[None, :]
