@@ -192,40 +192,36 @@ class _Computation:
         x, y = (Operand(everyone[i], self.means[i], scales[i]) for i in (0, 1))
         diagonal = scales[0] * scales[1] * self.product_sum / rows
         on_diagonal = (diagonal - 1.0).square().sum()
-        pairs, products, skipped = self._squared_correlations(x, y, diagonal, on_diagonal)
+        pairs, products, dots, skipped = self._squared_correlations(x, y, diagonal, on_diagonal)
         total = settings.covariance * (on_diagonal + settings.off_diagonal * pairs)
         rank = diagonal.sum().square() / (pairs + diagonal.square().sum())
         if products is not None:
             of_products = 2.0 * settings.off_diagonal * settings.covariance / rows**2
             slope = diagonal - 1.0 if skipped else diagonal - 1.0 - settings.off_diagonal * diagonal
             slope = 2.0 * settings.covariance * slope
-            dots = [
-                self.passes.column_dots(p, v, m)
-                for p, v, m in zip(products, self.views, self.means, strict=True)
-            ]
-            for view, dot in enumerate(self._sum(torch.stack(dots)) * scales):
+            if dots is None:
+                parts = zip(products, self.views, self.means, strict=True)
+                own = torch.stack([self.passes.column_dots(*part) for part in parts])
+                dots = self._sum(own) * scales
+            for view, dot in enumerate(dots):
                 own, other = scales[view], scales[1 - view]
                 along = (
                     of_products * dot + slope * diagonal
-                )  # sum over rows of the slope times the normalised feature
-                self._finish(
-                    view,
-                    products[view],
-                    own * of_products,
-                    -answer[view] * along * own,
-                    own * slope * other / rows,
-                    0.0,
-                )
+                )  # of the slope and the normalised feature, over rows
+                of_own, of_other = -answer[view] * along * own, own * slope * other / rows
+                self._finish(view, products[view], own * of_products, of_own, of_other, 0.0)
         return total, rank.unsqueeze(0)
 
     def _squared_correlations(
         self, x: Operand, y: Operand, diagonal: Tensor, on_diagonal: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, bool]:
-        """For C = X'Y/N: (sum over i != j of C_ij^2, N (Y C', X C), whether C was without its diagonal)."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None, bool]:
+        """For C = X'Y/N: (sum over i != j of C_ij^2, N (Y C', X C), the sums over rows of those times (X, Y) if they
+        are known, whether C was without its diagonal)."""
         passes, weight, rows = self.passes, self.settings.off_diagonal, self.rows
         room = (self._product_room(0), self._product_room(1)) if self.out is not None else None
         if not self.gram:
-            return forms.tiled_pair(passes, x, y, room, self.group) / rows**2, room, True
+            squares = forms.tiled_pair(passes, x, y, room, self.group)
+            return squares[0].sum() / rows**2, room, squares, True
         alone = self.group is None
         matrices = [
             forms.gram_matrix(
@@ -242,8 +238,8 @@ class _Computation:
             if room is not None:
                 forms.exact_gram_product(exact[1], x, y, own, self.mine, room[0])
                 forms.exact_gram_product(exact[0], y, x, own, self.mine, room[1])
-            return pairs, room, True
+            return pairs, room, None, True
         if room is not None:
             forms.gram_product(passes, matrices[1], x, self.mine, room[0])
             forms.gram_product(passes, matrices[0], y, self.mine, room[1])
-        return pairs, room, False
+        return pairs, room, None, False

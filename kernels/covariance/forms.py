@@ -20,7 +20,7 @@ from .settings import Group, Views
 _BLOCK = 128  # of the rows of a symmetric product: what lies above its diagonal blocks is not formed
 _TILE = 1024  # columns or rows of an operand that are centred at a time, where no buffer has room for all
 _PANEL = 1024  # rows of X'Y that are held at a time
-_SCRATCH = 1 << 20  # values of a centred tile: 4 MB, what a second-level cache and its neighbours hold
+_SCRATCH = 1 << 21  # values of a centred tile, 8 MB
 _SMALLEST = 64  # columns for which the in-place product of `gram_product` takes a buffer
 
 
@@ -178,26 +178,38 @@ def exact_gram_product(
 # ---- tiled form -----------------------------------------------------------------------------------------------
 
 
-def _row_tiles(passes: Passes, *operands: Operand) -> Iterator[tuple[slice, list[Tensor]]]:
-    """The operands in runs of rows, centred; the values of one run are overwritten by the next."""
-    rows = operands[0].z.shape[0]
-    height = max(1, min(rows, max(_TILE, _SCRATCH // max(x.z.shape[1] for x in operands))))
-    tiles = [x.z.new_empty((height, x.z.shape[1]), dtype=torch.float32) for x in operands]
-    for start in range(0, rows, height):
-        run = slice(start, min(start + height, rows))
-        count = run.stop - run.start
-        yield run, [x.rows(run).write(passes, t[:count]) for x, t in zip(operands, tiles, strict=True)]
+class _RowTiles:
+    """Operands in runs of rows, centred; the values of one run are overwritten by the next, and one alone is kept."""
+
+    def __init__(self, passes: Passes, *operands: Operand) -> None:
+        self._passes, self._operands = passes, operands
+        self._rows = operands[0].z.shape[0]
+        widest = max(x.z.shape[1] for x in operands)
+        self._height = max(1, min(self._rows, max(_TILE, _SCRATCH // widest)))
+        self._tiles = [x.z.new_empty((self._height, x.z.shape[1]), dtype=torch.float32) for x in operands]
+        self._kept = False
+
+    def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:
+        for start in range(0, self._rows, self._height):
+            run = slice(start, min(start + self._height, self._rows))
+            values = [tile[: run.stop - run.start] for tile in self._tiles]
+            if not self._kept:
+                for x, tile in zip(self._operands, values, strict=True):
+                    x.rows(run).write(self._passes, tile)
+            yield run, values
+        self._kept = self._height >= self._rows
 
 
 def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | None) -> Tensor:
     """The sum of squares of X'X without its diagonal; out = X (X'X without its diagonal), if out is given."""
     features = x.z.shape[1]
     total = torch.zeros((), dtype=torch.float64, device=x.z.device)
+    tiles = _RowTiles(passes, x)
     for first in range(0, features, _PANEL):
         last = min(first + _PANEL, features)
         width = last - first
         panel = x.z.new_zeros((width, features - first), dtype=torch.float32)
-        for _, (values,) in _row_tiles(passes, x):
+        for _, (values,) in tiles:
             for block in range(first, last, _BLOCK):
                 stop = min(block + _BLOCK, last)
                 panel[block - first : stop - first, block - first :].addmm_(
@@ -217,7 +229,7 @@ def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | 
             total += 2.0 * passes.dot(rest, rest)
         if out is not None:
             keep = 0.0 if first == 0 else 1.0
-            for run, (values,) in _row_tiles(passes, x):
+            for run, (values,) in tiles:
                 out[run, first:].addmm_(values[:, first:last], panel, beta=keep)
                 if rest.shape[1]:
                     out[run, first:last].addmm_(values[:, last:], rest.T)
@@ -227,21 +239,25 @@ def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | 
 def tiled_pair(
     passes: Passes, x: Operand, y: Operand, out: tuple[Tensor, Tensor] | None, group: Group | None
 ) -> Tensor:
-    """The sum of squares of M, X'Y without its diagonal; out = (Y M', X M), if out is given."""
+    """M is X'Y without its diagonal: (the sums of squares of its rows and of its columns, float64 [2, D]).
+
+    out = (Y M', X M), if out is given. Its columns times those of X and Y are the sums of squares.
+    """
     features = x.z.shape[1]
-    total = torch.zeros((), dtype=torch.float64, device=x.z.device)
+    squares = torch.zeros((2, features), dtype=torch.float64, device=x.z.device)
+    tiles = _RowTiles(passes, x, y)
     for first in range(0, features, _PANEL):
         last = min(first + _PANEL, features)
         panel = x.z.new_zeros((last - first, features), dtype=torch.float32)
-        for _, (left, right) in _row_tiles(passes, x.columns(first, last), y):
-            panel.addmm_(left.T, right)
+        for _, (left, right) in tiles:
+            panel.addmm_(left[:, first:last].T, right)
         if group is not None:
             dist.all_reduce(panel, group=group)
         panel[:, first:last].fill_diagonal_(0.0)
-        total += passes.dot(panel, panel)
+        squares[0, first:last] = passes.row_squares(panel)
+        squares[1] += passes.row_squares(panel.T.contiguous())
         if out is not None:
-            keep = 0.0 if first == 0 else 1.0
-            for run, (left, right) in _row_tiles(passes, x.columns(first, last), y):
+            for run, (left, right) in tiles:
                 torch.mm(right, panel.T, out=out[0][run, first:last])
-                out[1][run].addmm_(left, panel, beta=keep)
-    return total
+                out[1][run].addmm_(left[:, first:last], panel, beta=0.0 if first == 0 else 1.0)
+    return squares
