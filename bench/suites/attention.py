@@ -80,9 +80,12 @@ def _published() -> Iterator[Shape]:
             yield Shape(name, batch, tokens, 16, dim, backward=tokens != sizes[0])
         for tokens in predictor:
             yield Shape(f"{name} predictor", batch, tokens, 16, 24)
+    # ViT-g has the predictor of ViT-L.
+    yield Shape("V-JEPA 2 g 256", 24, 2048, 22, 64, rope="tiled", backward=False)
+    for tokens in (508, 125):
+        yield Shape("V-JEPA 2 g 256", 24, tokens, 22, 64, rope="tiled")
     for name, batch, heads, sizes, predictor in (
         ("V-JEPA 2 L 256", 24, 16, (2048, 508, 125), (1460, 1571)),
-        ("V-JEPA 2 g 256", 24, 22, (2048, 508, 125), ()),
         ("V-JEPA 2 g 256 64 frames", 6, 22, (8192, 2128, 734), (6136, 6475)),
         ("V-JEPA 2 g 384 64 frames", 6, 22, (18432, 5989, 2429), (15048, 16160)),
     ):

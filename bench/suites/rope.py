@@ -104,6 +104,6 @@ def _eager(
 
 
 def _check(query: Tensor, key: Tensor, upstream: list[Tensor], rope: Rope3D, eager: Any) -> ErrorCheck:
-    exact = [x.detach().double().requires_grad_() for x in (query, key)]
-    oracle = _ours(*exact, [x.double() for x in upstream], rope, implementation="reference")
+    exact_query, exact_key = (x.detach().double().requires_grad_() for x in (query, key))
+    oracle = _ours(exact_query, exact_key, [x.double() for x in upstream], rope, implementation="reference")
     return check_error(_ours(query, key, upstream, rope), eager(), oracle)

@@ -96,7 +96,10 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, *tensors = ctx.saved_tensors
-        gradients = _backward(query, key, value, out, lse, grad_out, tensors, *ctx.form, ctx.implementation)
+        kind, integers, rope, scale = ctx.form
+        gradients = _backward(
+            query, key, value, out, lse, grad_out, tensors, kind, integers, rope, scale, ctx.implementation
+        )
         return *gradients, None, None, *(None for _ in tensors)
 
 
@@ -183,13 +186,13 @@ def _flatten(
 def _unflatten(
     tensors: Sequence[Tensor], kind: str, integers: Sequence[int], rope: bool, scale: float
 ) -> Call:
-    tables: list[Tables | None] = [None, None]
+    rope_query = rope_key = None
     if rope:
         *tensors, cos_q, sin_q, cos_k, sin_k = tensors
         *integers, rows_q, rows_k = integers
-        tables = [Tables(cos_q, sin_q, rows_q), Tables(cos_k, sin_k, rows_k)]
+        rope_query, rope_key = Tables(cos_q, sin_q, rows_q), Tables(cos_k, sin_k, rows_k)
     mask = None if kind == NO_MASK else KINDS[kind].rebuild(tensors, integers)
-    return Call(mask, *tables, scale)
+    return Call(mask, rope_query, rope_key, scale)
 
 
 def check(
@@ -275,7 +278,7 @@ def _gradient(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
         query, key, value, out, lse, grad_out, tensors, *ctx.form
     )
     # A list without integers counts as one of tensors.
-    of_integers = None if ctx.form[1] else []
+    of_integers: list[None] | None = None if ctx.form[1] else []
     return *gradients, [None] * len(tensors), None, of_integers, None, None, None
 
 

@@ -67,10 +67,10 @@ def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:
     pay."""
     if architecture == ANY:
         return _FLOAT32.get(kernel)
-    return _HALF[architecture](kernel, sum(parts(head_dim, architecture)))
+    return _HALF[architecture](kernel, sum(parts(head_dim, architecture)), head_dim)
 
 
-def _hopper(kernel: str, channels: int) -> Tile | None:
+def _hopper(kernel: str, channels: int, head_dim: int) -> Tile | None:
     match kernel:
         case "forward" | "forward_rope" if channels > 64:
             # Two groups of four warps with 64 queries each, one block to an SM: the fewest passes over the keys.
@@ -95,7 +95,7 @@ def _hopper(kernel: str, channels: int) -> Tile | None:
     return None
 
 
-def _blackwell(kernel: str, channels: int) -> Tile | None:
+def _blackwell(kernel: str, channels: int, head_dim: int) -> Tile | None:
     match kernel:
         case "forward" | "forward_sparse" | "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64, 8, 2)
@@ -110,7 +110,7 @@ def _blackwell(kernel: str, channels: int) -> Tile | None:
     return None
 
 
-def _ampere(kernel: str, channels: int) -> Tile | None:
+def _ampere(kernel: str, channels: int, head_dim: int) -> Tile | None:
     match kernel:
         case "forward":
             return Tile(128, 64, 8, 2)
@@ -120,12 +120,17 @@ def _ampere(kernel: str, channels: int) -> Tile | None:
             return Tile(64, 64 if channels <= 80 else 32, 4, 2)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64 if channels <= 64 else 32, 8, 2)
-        case "key_gradient_sparse" if channels in (64, 80):
-            return Tile(32, 128, 8, 2) if channels == 64 else Tile(16, 32, 4, 2)
-        case "key_gradient" | "key_gradient_sparse":
-            if channels == 128:
-                return Tile(32, 64, 8, 2)
-            return Tile(64 if channels <= 64 else 32 if channels == 80 else 16, 128, 8, 2)
+        case "key_gradient" | "key_gradient_sparse" if channels == 128:
+            return Tile(32, 64, 8, 2)
+        case "key_gradient":
+            # Padding takes registers, too: 64 and 80 channels fit where 56 and 72 do not.
+            fits_64 = channels <= 48 or head_dim == 64
+            fits_32 = channels <= 64 or head_dim == 80
+            return Tile(64 if fits_64 else 32 if fits_32 else 16, 128, 8, 2)
+        case "key_gradient_sparse" if channels == 80:
+            return Tile(16, 32, 4, 2)
+        case "key_gradient_sparse":
+            return Tile(64 if channels <= 32 else 32 if channels <= 64 else 16, 128, 8, 2)
         case "whole_gradient" if channels <= 32:
             return Tile(32, 64, 8, 2, 128, 128)
         case "whole_gradient" if channels in (64, 128):
@@ -133,7 +138,7 @@ def _ampere(kernel: str, channels: int) -> Tile | None:
     return None
 
 
-_HALF: dict[str, Callable[[str, int], Tile | None]] = {
+_HALF: dict[str, Callable[[str, int, int], Tile | None]] = {
     AMPERE: _ampere,
     HOPPER: _hopper,
     BLACKWELL: _blackwell,

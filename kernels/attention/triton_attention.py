@@ -356,7 +356,8 @@ def _configuration(
         divisible_by_16=tuple(argument for argument, kind in signature.items() if kind.startswith("*")),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        expected_store_bits=_store_bits(head_dim),
+        expected_load_bits=_widest_bits(head_dim),
+        expected_store_bits=_widest_bits(head_dim),
         expected_tensor_core=half,
         architectures=tiling.ARCHITECTURES[architecture],
         sampled=_sampled(name, dtype, head_dim, architecture),
@@ -373,8 +374,8 @@ def _sampled(name: str, dtype: torch.dtype, head_dim: int, architecture: str) ->
     return head_dim == 64 and main and architecture in (tiling.HOPPER, tiling.ANY)
 
 
-def _store_bits(head_dim: int) -> int:
-    """A tile of 64 rows and 16 channels, the smallest part, has 4 values for each of 256 threads."""
+def _widest_bits(head_dim: int) -> int:
+    """Of an access. A tile of 64 rows and 16 channels, the smallest part, has 4 values for each of 256 threads."""
     return 64 if head_dim <= tiling.MMA_GRANULE else 128
 
 

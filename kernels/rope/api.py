@@ -71,7 +71,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        back = _rotate(*ctx.saved_tensors, ctx.rows_per_sample, gradients, True, ctx.implementation)
+        cos, sin = ctx.saved_tensors
+        back = _rotate(cos, sin, ctx.rows_per_sample, gradients, True, ctx.implementation)
         return None, None, None, None, *back
 
 
