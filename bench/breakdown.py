@@ -9,7 +9,7 @@ native kernels of this project. Steps are taken in turn on the same batches, so 
 
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import cast, get_args
@@ -38,13 +38,13 @@ OTHER = "other"
 
 
 @full_float32()
-def breakdown(precision: Precision, rounds: int = 3) -> dict[str, Counter[str]]:
+def breakdown(precision: Precision, rounds: int = 3) -> dict[str, dict[str, float]]:
     """Seconds per step by kind, of "jepa_fast" and of "I-JEPA eager"."""
     trial = ijepa_step.build(precision, torch.device("cpu"))
     contestants: dict[str, Callable[..., object]] = {"jepa_fast": trial.ours, **trial.baselines}
     for call in contestants.values():
         call(*trial.inputs[0])  # makes the optimizer's state
-    seconds: dict[str, Counter[str]] = {name: Counter() for name in contestants}
+    seconds: dict[str, dict[str, float]] = {name: defaultdict(float) for name in contestants}
     for number in range(rounds):
         arguments = trial.inputs[number % len(trial.inputs)]
         for name, call in contestants.items():
@@ -53,16 +53,16 @@ def breakdown(precision: Precision, rounds: int = 3) -> dict[str, Counter[str]]:
     return seconds
 
 
-def profiled(call: Callable[[], object]) -> Counter[str]:
+def profiled(call: Callable[[], object]) -> dict[str, float]:
     """Seconds by kind of one call."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         begin = time.perf_counter()
         call()
         total = time.perf_counter() - begin
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
-    seconds[OTHER] += max(0.0, total - seconds.total())
+    seconds[OTHER] += max(0.0, total - sum(seconds.values()))
     return seconds
 
 
@@ -80,8 +80,9 @@ def main(precision: Precision) -> None:
     for kind in (*KINDS, OTHER, "step"):
         cells = []
         for seconds in found.values():
-            spent = seconds.total() if kind == "step" else seconds[kind]
-            cells += [f"{spent:.3f}", f"{spent / seconds.total():.0%}"]
+            total = sum(seconds.values())
+            spent = total if kind == "step" else seconds[kind]
+            cells += [f"{spent:.3f}", f"{spent / total:.0%}"]
         table.add_row(kind, *cells, end_section=kind == OTHER)
     make_console().print(table)
 

@@ -63,7 +63,7 @@ ON_A_CPU_SLOWER = (
 
 
 def _published() -> Iterator[Shape]:
-    """jepa_codebases.md, section 7: every published configuration; per-GPU batches."""
+    """Every published configuration, with its batch on one GPU."""
     yield Shape("I-JEPA H/14 target", 128, 256, 16, 80, backward=False)
     yield Shape("I-JEPA H/14 contexts", 128, LONGEST, 16, 80, mask="varlen")
     yield Shape("I-JEPA H/14 predictor", 512, 112, 16, 24)
@@ -109,13 +109,13 @@ def cases() -> Iterator[Case]:
         for shape in shapes:
             for dtype in (torch.float32, torch.bfloat16):
                 yield _case(shape, dtype, quick=quick)
-    if torch.cuda.is_available():
-        for shape in _published():
-            yield _case(shape, torch.bfloat16, quick=False)
+    for shape in _published():
+        yield _case(shape, torch.bfloat16, quick=False, needs_cuda=True)
 
 
-def _case(shape: Shape, dtype: torch.dtype, *, quick: bool) -> Case:
-    return Case("masked_attention", str(shape), dtype_name(dtype), partial(_build, shape, dtype), quick)
+def _case(shape: Shape, dtype: torch.dtype, *, quick: bool, needs_cuda: bool = False) -> Case:
+    build = partial(_build, shape, dtype)
+    return Case("masked_attention", str(shape), dtype_name(dtype), build, quick, needs_cuda)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

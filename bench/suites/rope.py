@@ -15,7 +15,7 @@ from jepa_fast.bench.suites.attention import dtype_name, token_ids
 
 GRID = 16  # of patches, 256 px
 
-# name, B, N, heads, head_dim: jepa_codebases.md, section 7
+# name, B, N, heads, head_dim
 ON_A_GPU = (
     ("V-JEPA 2 ViT-L 256 clip", 24, 2048, 16, 64),
     ("V-JEPA 2 ViT-H 256 clip", 24, 2048, 16, 80),
@@ -33,13 +33,13 @@ def cases() -> Iterator[Case]:
             "V-JEPA 2 ViT-S context, first layer", (4, 512, 6, 64), dtype, new_tables=True, quick=False
         )
         yield _case("V-JEPA 2.1 predictor", (4, 512, 12, 32), dtype, pairing="interleaved", quick=False)
-    if torch.cuda.is_available():
-        for name, *sizes in ON_A_GPU:
-            yield _case(name, (sizes[0], sizes[1], sizes[2], sizes[3]), torch.bfloat16, quick=False)
+    for name, *sizes in ON_A_GPU:
+        shape = (sizes[0], sizes[1], sizes[2], sizes[3])
+        yield _case(name, shape, torch.bfloat16, quick=False, needs_cuda=True)
 
 
 def _case(label: str, sizes: tuple[int, int, int, int], dtype: torch.dtype, **options: Any) -> Case:
-    quick = options.pop("quick", True)
+    quick, needs_cuda = options.pop("quick", True), options.pop("needs_cuda", False)
     batch, tokens, heads, dim = sizes
     return Case(
         op="rope_3d",
@@ -47,6 +47,7 @@ def _case(label: str, sizes: tuple[int, int, int, int], dtype: torch.dtype, **op
         dtype=dtype_name(dtype),
         build=partial(_build, sizes, dtype, **options),
         quick=quick,
+        needs_cuda=needs_cuda,
     )
 
 
