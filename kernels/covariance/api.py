@@ -189,16 +189,16 @@ def _loss(
     if not torch.is_grad_enabled():
         views = tuple(view.detach() for view in views)  # so that no gradient is formed
     if group is not None:
-        found = _spread(views, settings, group, implementation)
+        from .spread import untraced
+
+        found = untraced(_spread, views, settings, group, implementation)
     else:
         found = _Covariance.apply(*_padded(views), settings, None, implementation)
     loss, deviation, rank = found
     return (loss, CollapseStatistics(deviation, rank)) if return_statistics else loss
 
 
-@torch.compiler.disable
 def _spread(views: Views, settings: Settings, group: Group, implementation: str) -> tuple[Tensor, ...]:
-    """Collectives of sizes that the host reads cannot be traced."""
     alone = collective.size(group) == 1
     return _Covariance.apply(*_padded(views), settings, None if alone else group, implementation)
 

@@ -70,7 +70,7 @@ def matrix(dtype: torch.dtype, tiled: bool, barlow: bool, exact: bool, aligned: 
             "OPERAND": operand,
             "PRECISION": precision,
             "BLOCK": block(exact),
-            "BLOCK_K": 32,
+            "BLOCK_K": 32 if aligned else 16,
         },
         divisible_by_16=("p_z", "p_columns", *_ALIGNED) if aligned else (),
         num_warps=4 if exact else _warps(kind, tiled, aligned),
@@ -161,8 +161,8 @@ def product(
             "OPERAND": operand,
             "PRECISION": precision,
             "BLOCK_N": EXACT_BLOCK if exact else 64,
-            "BLOCK_D": EXACT_BLOCK if exact else 64,
-            "BLOCK_K": 32,
+            "BLOCK_D": EXACT_BLOCK if exact or not aligned else 64,
+            "BLOCK_K": 32 if aligned else 16,
         },
         divisible_by_16=("p_matrix", "p_z", "p_columns", "p_out", "p_dots", "out_offset", *_ALIGNED)
         if aligned
