@@ -125,8 +125,8 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
     }
   // The queries in the products carry scale log2(e).
   const float without = static_cast<float>(1.0 / kLog2E);
-  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr, without,
-         grad_key, grad_key.offset(sample, first_k, head_k));
+  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr,
+         without, grad_key, grad_key.offset(sample, first_k, head_k));
   narrow(p.type, s.grad_value.data(), width, sequence.keys, p.dim, {}, nullptr, 1.0f, grad_value,
          grad_value.offset(sample, first_k, head_k));
 }
