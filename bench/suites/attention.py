@@ -285,7 +285,8 @@ def _peers(
         from torch.nn.attention.varlen import varlen_attn
 
         offsets, longest = problem.mask.cu_seqlens_q, problem.mask.max_seqlen_q
-        torch_varlen = partial(varlen_attn, cu_seq_q=offsets, cu_seq_k=offsets, max_q=longest, max_k=longest)
+        varlen: Callable[..., Any] = varlen_attn
+        torch_varlen = partial(varlen, cu_seq_q=offsets, cu_seq_k=offsets, max_q=longest, max_k=longest)
         yield "torch varlen", partial(_run, problem, torch_varlen)
     if importlib.util.find_spec("flash_attn"):
         import flash_attn
