@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jepa_fast
 from jepa_fast import BlockCausal, BlockSparse, Rope3D, Varlen
@@ -232,6 +233,19 @@ def _baselines(
             yield "I-JEPA eager", partial(_run, problem, partial(_by_head, softmax_attention))
     if device.type == "cuda" and positions is None:
         yield from _peers(shape, problem, lengths)
+    elif device.type == "cuda":
+        # What fuses the published rotation best: the compiler. The attention is SDPA's still.
+        compiled = torch.compile(partial(vjepa2_attention, interleaved=shape.rope == "interleaved"))
+        one = [p[:, None] for p in positions or ()]
+        yield (
+            "V-JEPA 2 compiled",
+            partial(_run, problem, partial(_by_head, compiled), positions=one, mask=dense),
+        )
+
+
+def _sdpa_by(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 def _padded(problem: Problem, lengths: Sequence[int]) -> Iterator[tuple[str, Callable[[], Outputs]]]:
@@ -259,6 +273,21 @@ def _peers(
         )
         flex = partial(_by_head, torch.compile(flex_attention), block_mask=block_mask)
         yield "FlexAttention", partial(_run, problem, flex)
+    if shape.mask == "none":
+        for backend in (
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+            SDPBackend.CUDNN_ATTENTION,
+        ):
+            name = backend.name.removesuffix("_ATTENTION").lower()
+            yield f"SDPA {name}", partial(_run, problem, partial(_by_head, partial(_sdpa_by, backend)))
+    if isinstance(problem.mask, Varlen) and importlib.util.find_spec("torch.nn.attention.varlen"):
+        from torch.nn.attention.varlen import varlen_attn
+
+        offsets, longest = problem.mask.cu_seqlens_q, problem.mask.max_seqlen_q
+        varlen: Callable[..., Any] = varlen_attn
+        torch_varlen = partial(varlen, cu_seq_q=offsets, cu_seq_k=offsets, max_q=longest, max_k=longest)
+        yield "torch varlen", partial(_run, problem, torch_varlen)
     if importlib.util.find_spec("flash_attn"):
         import flash_attn
 

@@ -1,4 +1,4 @@
-// Masked attention on the CPU, forward and backward, with the rotary positions applied where rows are widened to float32.
+// Masked attention on the CPU, forward and backward; rotary positions are applied where rows are widened to float32.
 // The maths and the tiling are in README.md; no score outlives its tile.
 
 #include <tvm/ffi/container/tensor.h>
@@ -52,7 +52,7 @@ void head_rows(const Problem& p, const Rows& from, const Table& rope, float fact
                int64_t count, int64_t head, int64_t padded, std::vector<float>& target) {
   const int64_t width = p.width();
   target.resize(std::max<int64_t>(target.size(), padded * width));
-  widen(p.type, from, sample * from.sample + first * from.token + head * from.head, count, p.dim,
+  widen(p.type, from, from.offset(sample, first, head), count, p.dim,
         rope.at(sample, first, p.dim), factor, target.data(), width);
   std::fill(target.data() + count * width, target.data() + padded * width, 0.0f);
 }
@@ -83,7 +83,7 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
         s.sum[q] = s.sum[q] == 0.0f ? 0.0f : 1.0f / s.sum[q];
       }
       narrow(p.type, s.out.data(), width, count, p.dim, {}, s.sum.data(), 1.0f, out,
-             sequence.sample * out.sample + token * out.token + head * out.head);
+             out.offset(sequence.sample, token, head));
     }
 }
 
@@ -120,14 +120,15 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
         s.lse_rest[q] = std::isfinite(row_lse[q]) ? static_cast<float>(lse_2 - s.lse[q]) : 0.0f;
       }
       backward_tile(s.visits, count, panel, width, s);
-      narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr, static_cast<float>(p.scale),
-             grad_query, sample * grad_query.sample + token * grad_query.token + head * grad_query.head);
+      narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr,
+             static_cast<float>(p.scale), grad_query, grad_query.offset(sample, token, head));
     }
   // The queries in the products carry scale log2(e).
-  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr, static_cast<float>(1.0 / kLog2E),
-         grad_key, sample * grad_key.sample + first_k * grad_key.token + head_k * grad_key.head);
+  const float without = static_cast<float>(1.0 / kLog2E);
+  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr,
+         without, grad_key, grad_key.offset(sample, first_k, head_k));
   narrow(p.type, s.grad_value.data(), width, sequence.keys, p.dim, {}, nullptr, 1.0f, grad_value,
-         sample * grad_value.sample + first_k * grad_value.token + head_k * grad_value.head);
+         grad_value.offset(sample, first_k, head_k));
 }
 
 Rows rows_of(TensorView tensor) {

@@ -13,6 +13,8 @@ enum Type : int64_t { kFloat32, kBFloat16, kFloat16 };
 struct Rows {  // [B, N, H, D], element strides, D contiguous
   void* data;
   int64_t sample, token, head;
+
+  int64_t offset(int64_t b, int64_t n, int64_t h) const { return b * sample + n * token + h * head; }
 };
 
 struct Table {  // of rotary positions; null where there are none
@@ -32,7 +34,10 @@ JEPA_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, 
     for (int64_t i = 0; i < dim; i += kLanes) {
       const int64_t count = std::min(kLanes, dim - i);
       f32x16 x = load(source + i, count);
-      if (rope.cosine) x = rotated(x, load(rope.cosine + r * dim + i, count), load(rope.sine + r * dim + i, count), false);
+      if (rope.cosine) {
+        const int64_t place = r * dim + i;
+        x = rotated(x, load(rope.cosine + place, count), load(rope.sine + place, count), false);
+      }
       store(target + i, x * factor);
     }
 }
@@ -57,7 +62,10 @@ JEPA_FAST_INLINE void narrow_rows(const float* source, int64_t width, int64_t ro
     for (int64_t i = 0; i < dim; i += kLanes) {
       const int64_t count = std::min(kLanes, dim - i);
       f32x16 x = load(source + i) * (factors ? factors[r] : factor);
-      if (rope.cosine) x = rotated(x, load(rope.cosine + r * dim + i, count), load(rope.sine + r * dim + i, count), true);
+      if (rope.cosine) {
+        const int64_t place = r * dim + i;
+        x = rotated(x, load(rope.cosine + place, count), load(rope.sine + place, count), true);
+      }
       store(target + i, x, count);
     }
 }
@@ -67,7 +75,8 @@ JEPA_FAST_CLONES void narrow(Type type, const float* source, int64_t width, int6
                              const float* factors, float factor, Rows to, int64_t offset) {
   switch (type) {
     case kFloat32:
-      return narrow_rows(source, width, rows, dim, rope, factors, factor, static_cast<float*>(to.data) + offset, to.token);
+      return narrow_rows(source, width, rows, dim, rope, factors, factor, static_cast<float*>(to.data) + offset,
+                         to.token);
     case kBFloat16:
       return narrow_rows(source, width, rows, dim, rope, factors, factor, static_cast<bfloat16*>(to.data) + offset,
                          to.token);

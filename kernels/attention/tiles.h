@@ -13,8 +13,8 @@ namespace {
 using namespace jepa_fast;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kChunk = 8 * kPanel;          // keys whose scores the forward holds at once
-constexpr int64_t kScoreStride = kChunk + 16;   // off a power of two, whose rows would share a few cache sets
+constexpr int64_t kChunk = 8 * kPanel;         // keys whose scores the forward holds at once
+constexpr int64_t kScoreStride = kChunk + 16;  // off a power of two, whose rows would share a few cache sets
 
 // Bits 16 v .. 16 v + 15 as lanes.
 JEPA_FAST_INLINE i32x16 lanes_of(uint64_t bits, int64_t v) {
@@ -47,7 +47,7 @@ struct ForwardScratch {
   Visits visits;
 };
 
-// softmax over the chunk's columns, joined to what the tile has seen before; `rescale` receives the factor for that.
+// The chunk's scores become probabilities but for their sum; returns the factor for what was summed before.
 JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float& largest, float& sum) {
   f32x16 top = load(score);
   for (int64_t i = kLanes; i < columns; i += kLanes) {
@@ -113,7 +113,8 @@ struct BackwardScratch {
 };
 
 // Adds to grad_key and grad_value, writes grad_query; all but for their last factors.
-JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width, BackwardScratch& s) {
+JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+                                    BackwardScratch& s) {
   const int64_t rows = queries + queries % 2;
   float* probability = s.probability.data();
   float* slope = s.slope.data();

@@ -13,7 +13,8 @@ MMA_GRANULE = 16  # channels that one tensor-core instruction takes at least
 HEAD_DIMS = tuple(range(HEAD_GRANULE, MAX_HEAD_DIM + 1, HEAD_GRANULE))
 PUBLISHED_HEAD_DIMS = (24, 32, 64, 80, 88, 104, 128)
 
-SHORT = 64  # tokens, up to which the forward takes tiles of 64 queries
+SHORT = 64  # tokens, up to which the forward takes tiles of 64 queries,
+SHORT_WIDE = 128  # and for heads of more than 64 channels, of whose large tiles an SM holds a single one
 ROPE_IN_KERNEL = 128  # tokens, up to which kernels rotate rows themselves; the arithmetic is in GPU.md
 WHOLE = 256  # tokens, up to which one program forms all gradients of a head
 
@@ -60,6 +61,11 @@ def parts(head_dim: int, architecture: str) -> tuple[int, int, int]:
         powers = [1 << (channels - 1).bit_length()]
     first, second, third = (*powers, 0, 0)[:3]
     return first, second, third
+
+
+def short(head_dim: int) -> int:
+    """Tokens up to which the forward takes its short form."""
+    return SHORT if width(head_dim) <= 64 else SHORT_WIDE
 
 
 def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:

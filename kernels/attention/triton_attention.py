@@ -59,7 +59,7 @@ def forward(call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(problem.statistics_shape, dtype=torch.float32, device=query.device)
     name = "forward_sparse" if problem.sparse else "forward"
-    if problem.max_q <= tiling.SHORT and problem.has("forward_short"):
+    if problem.max_q <= tiling.short(query.shape[-1]) and problem.has("forward_short"):
         name = "forward_short"
     rope = problem.rope_in_kernel and problem.has(f"{name}_rope")
     if problem.rope and not rope:

@@ -50,9 +50,12 @@ JEPA_FAST_CLONES void rotate_any(int64_t type, const void* x, int64_t offset, in
                                  int64_t out_offset, int64_t heads, int64_t dim, const float* cosine,
                                  const float* sine, bool transposed) {
   switch (type) {
-    case 0: return rotate_typed<float>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
-    case 1: return rotate_typed<bfloat16>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
-    default: return rotate_typed<float16>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
+    case 0:
+      return rotate_typed<float>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
+    case 1:
+      return rotate_typed<bfloat16>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
+    default:
+      return rotate_typed<float16>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
   }
 }
 
@@ -62,8 +65,8 @@ int64_t type_number(TensorView tensor) {
   return type.code == kDLBfloat ? 1 : 2;
 }
 
-// cos, sin: float32 [rows, dim], contiguous; token n of sample b has row b * rows_per_sample + n. query, key: [B, N, heads,
-// dim] with a contiguous last dimension; their outs are contiguous. api.py has checked shapes and dtypes.
+// cos, sin: float32 [rows, dim], contiguous; token n of sample b has row b * rows_per_sample + n. query, key:
+// [B, N, heads, dim] with a contiguous last dimension; their outs are contiguous. api.py has checked shapes and dtypes.
 void rope_3d(TensorView cos, TensorView sin, int64_t rows_per_sample, TensorView query, TensorView query_out,
              Optional<TensorView> key, Optional<TensorView> key_out, bool transposed, int64_t threads) {
   const int64_t samples = query.size(0), tokens = query.size(1), dim = query.size(3), type = type_number(query);

@@ -51,7 +51,7 @@ def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def long_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for long sequences: rotation in a pass, three launches backward."""
-    for limit in ("SHORT", "ROPE_IN_KERNEL", "WHOLE"):
+    for limit in ("SHORT", "SHORT_WIDE", "ROPE_IN_KERNEL", "WHOLE"):
         monkeypatch.setattr(tiling, limit, 0)
 
 

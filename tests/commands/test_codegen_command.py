@@ -74,6 +74,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, A
         (Codegen(arch=(90, 75)), "--arch: expected some of 80, 90, 100, 120, got 75"),
         (Codegen(filter="nonsense"), "--filter: no configuration's name contains 'nonsense'"),
         (Codegen(check=True, save=True), "--check and --save exclude each other"),
+        (Codegen(check=True, every=True), "--every: the stored record has the sampled configurations alone"),
         (Codegen(json=Path("/nonexistent/records.json")), "--json: /nonexistent is not a folder"),
         (Codegen(check=True), "bench/results/codegen.json does not exist yet"),
     ],
@@ -90,6 +91,20 @@ def test_a_clean_run_passes(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "6 compilations: passed" in out
     assert out.count("forward") == 2  # two forms of one kernel share a row for each architecture
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_sample_on_its_own_architectures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = KernelConfiguration(name="tuned", kernel=None, signature={}, architectures=(90,))
+    rare = replace(tuned, name="rare", architectures=None, sampled=False)
+    monkeypatch.setattr(codegen, "configurations", lambda module: {c.name: c for c in (tuned, rare)})
+    assert run(Codegen()) == 0
+    assert run(Codegen(every=True)) == 0
+    out = capsys.readouterr().out
+    assert "1 compilations: passed" in out
+    assert "5 compilations: passed" in out
 
 
 @pytest.mark.parametrize(
