@@ -72,7 +72,7 @@ def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:
     """The tile of `kernel`, one of `KERNELS`; None where the launcher does without: the kernel would spill, or does not
     pay."""
     if architecture == ANY:
-        return _FLOAT32.get(kernel)
+        return _float32(kernel, width(head_dim))
     return _HALF[architecture](kernel, sum(parts(head_dim, architecture)), head_dim)
 
 
@@ -149,16 +149,21 @@ _HALF: dict[str, Callable[[str, int, int], Tile | None]] = {
     HOPPER: _hopper,
     BLACKWELL: _blackwell,
 }
-# By fused multiply-adds, which every architecture has alike: TF32 would not hold the error budget, and three TF32
-# products need more registers than a thread has.
-_FLOAT32 = {
-    "forward": Tile(32, 32, 8, 2),
-    "forward_sparse": Tile(32, 32, 8, 2),
-    "query_gradient": Tile(16, 32, 8, 2),
-    "query_gradient_sparse": Tile(16, 32, 8, 2),
-    "key_gradient": Tile(16, 32, 8, 2),
-    "key_gradient_sparse": Tile(16, 32, 8, 2),
-}
+
+
+def _float32(kernel: str, channels: int) -> Tile | None:
+    """By fused multiply-adds, which every architecture has alike: TF32 would not hold the error budget, and three TF32
+    products need more registers than a thread has."""
+    narrow = channels <= 64
+    match kernel:
+        case "forward" | "forward_sparse":
+            return Tile(32, 32, 4, 2) if narrow else Tile(16, 32, 8, 2)
+        case "query_gradient" | "key_gradient":
+            return Tile(16, 32, 4 if narrow else 8, 2)
+        case "query_gradient_sparse" | "key_gradient_sparse":
+            return Tile(16, 32, 2 if narrow else 8, 2)
+    return None
+
 
 KERNELS = (
     "forward",

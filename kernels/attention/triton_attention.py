@@ -343,6 +343,9 @@ def _configuration(
         "ROPE": name.endswith("_rope"),
     }
     constexprs = {argument: values[argument] for argument in kernel.arg_names if argument in values}
+    # The tile that a program reads and writes once, its widest part spread over all threads.
+    own = tile.own_n or (tile.block_n if name.startswith("key") else tile.block_m)
+    widest = min(128, 8 * dtype.itemsize * own * part_0 // (32 * tile.num_warps))
     signature = {
         argument: _argument_type(argument, dtype)
         for argument in kernel.arg_names
@@ -356,8 +359,8 @@ def _configuration(
         divisible_by_16=tuple(argument for argument, kind in signature.items() if kind.startswith("*")),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        expected_load_bits=_widest_bits(head_dim),
-        expected_store_bits=_widest_bits(head_dim),
+        expected_load_bits=widest,
+        expected_store_bits=widest,
         expected_tensor_core=half,
         architectures=tiling.ARCHITECTURES[architecture],
         sampled=_sampled(name, dtype, head_dim, architecture),
@@ -372,11 +375,6 @@ def _sampled(name: str, dtype: torch.dtype, head_dim: int, architecture: str) ->
         sizes = tiling.PUBLISHED_HEAD_DIMS if architecture == tiling.HOPPER else (32, 64, 128)
         return head_dim == 64 or (main and head_dim in sizes)
     return head_dim == 64 and main and architecture in (tiling.HOPPER, tiling.ANY)
-
-
-def _widest_bits(head_dim: int) -> int:
-    """Of an access. A tile of 64 rows and 16 channels, the smallest part, has 4 values for each of 256 threads."""
-    return 64 if head_dim <= tiling.MMA_GRANULE else 128
 
 
 @functools.cache

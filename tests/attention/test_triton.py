@@ -264,8 +264,11 @@ def test_refusals(head_dim: int, options: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("mask", "rope"), [("none", "tiled"), ("block_causal", None), ("block_sparse", None)]
 )
-def test_shipped_tiles(draw: Draw, hold: Hold, mask: str, rope: str | None, lengths: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_shipped_tiles(
+    draw: Draw, hold: Hold, dtype: torch.dtype, mask: str, rope: str | None, lengths: tuple[int, int]
+) -> None:
     if mask == "block_causal":
         lengths = (min(lengths), max(lengths))
-    problem = draw(mask, 80, rope, torch.float16, heads=(1, 1), lengths=lengths, block_size=(128, 128))
+    problem = draw(mask, 80, rope, dtype, heads=(1, 1), lengths=lengths, block_size=(128, 128))
     hold(problem.to(DEVICE), "triton")
