@@ -219,7 +219,8 @@ def prepare_kernel(
             tl.store(p_norm, norm)
             if SKIP:
                 tl.store(p_skipped, tl.load(p_skipped) + skip.to(tl.int64))
-    m_step = m_tensor & (tl.load(p_gradients + o_tensor * 2, mask=m_tensor, other=0) != 0)  # [BLOCK]
+    # By its type: an empty gradient has no address.
+    m_step = m_tensor & (tl.load(p_gradients + o_tensor * 2 + 1, mask=m_tensor, other=0) != 0)  # [BLOCK]
     if SKIP:
         m_step = m_step & (tl.zeros([BLOCK], tl.float32) + skip < 0.5)
     p_step = tl.load(p_row + 3, mask=m_step, other=0).to(tl.pointer_type(tl.float32))  # [BLOCK]
