@@ -50,7 +50,8 @@ def adamw_ema_step_(
         alone, and may be of any real dtype: what is not floating point is copied to the teacher.
     gradients: g, float32, bfloat16 or float16; None where there is none. They are not changed by clipping.
     exp_avgs, exp_avg_sqs, steps: m, v and t (one float32 element each); None only where the gradient is None.
-    lr, weight_decay, momentum: numbers, or one-element tensors in device memory, which a captured CUDA graph reads anew.
+    lr, weight_decay, momentum: numbers, or one-element tensors in device memory, which a captured CUDA graph reads
+        anew.
     teachers: float32, bfloat16 or float16; None where a parameter has none. They follow the new value, also where
         there is no gradient.
     copies, teacher_copies: receive the new p and teacher in their own dtype (bfloat16, float16 or float32).
@@ -72,7 +73,9 @@ def adamw_ema_step_(
     values = (lr, *betas, eps, weight_decay, momentum)
     if torch.compiler.is_compiling():
         return _step_compiled(tensors, values, max_norm, nonfinite, implementation)
-    return _step_(tensors, hyperparameter_table([values], _device(tensors)), max_norm, nonfinite, implementation)
+    return _step_(
+        tensors, hyperparameter_table([values], _device(tensors)), max_norm, nonfinite, implementation
+    )
 
 
 def _step_(
@@ -99,10 +102,14 @@ def _tensors(
     parameters = [parameter.detach() for parameter in parameters]
     parts: dict[str, Part] = {"gradients": list(gradients)}
     for name, part in zip(names, others, strict=True):
-        parts[name] = [None] * len(parameters) if part is None else [t if t is None else t.detach() for t in part]
+        parts[name] = (
+            [None] * len(parameters) if part is None else [t if t is None else t.detach() for t in part]
+        )
     for name, entries in parts.items():
         if len(entries) != len(parameters):
-            raise ValueError(f"{name}: expected {len(parameters)} entries, one per parameter, got {len(entries)}")
+            raise ValueError(
+                f"{name}: expected {len(parameters)} entries, one per parameter, got {len(entries)}"
+            )
     return Tensors(parameters, groups=[0] * len(parameters), **parts)
 
 
@@ -171,7 +178,8 @@ def _step_compiled(
     hyperparameters = torch.stack([zero + (v.reshape(()) if isinstance(v, Tensor) else v) for v in values])
     parts = [getattr(tensors, name) for name in _GAPPED]
     masks = [
-        sum(1 << bit for bit, part in enumerate(parts) if part[i] is not None) for i in range(len(tensors.parameters))
+        sum(1 << bit for bit, part in enumerate(parts) if part[i] is not None)
+        for i in range(len(tensors.parameters))
     ]
     dense = [[tensor for tensor in part if tensor is not None] for part in parts]
     norm = torch.ops.jepa_fast.adamw_ema_step_(

@@ -39,11 +39,17 @@ def check_tensors(tensors: Tensors) -> None:
                     f"got {list(tensor.shape)}"
                 )
             follows = name == "teachers" and not parameter.is_floating_point()
-            if tensor.dtype != parameter.dtype if follows else not (name == "parameters" or tensor.is_floating_point()):
+            if (
+                tensor.dtype != parameter.dtype
+                if follows
+                else not (name == "parameters" or tensor.is_floating_point())
+            ):
                 expected = parameter.dtype if follows else "a floating-point dtype"
                 raise TypeError(f"{name}[{i}]: expected {expected}, got {tensor.dtype}")
         if not parameter.is_floating_point() and (
-            tensors.exp_avgs[i] is not None or tensors.copies[i] is not None or tensors.teacher_copies[i] is not None
+            tensors.exp_avgs[i] is not None
+            or tensors.copies[i] is not None
+            or tensors.teacher_copies[i] is not None
         ):
             raise TypeError(f"parameters[{i}]: expected a floating-point dtype, got {parameter.dtype}")
     if parameters and parameters[0].device.type != "meta":
@@ -85,7 +91,11 @@ def check_gradients(tensors: Tensors) -> None:
 
 
 def check_hyperparameters(
-    lr: float | Tensor, betas: tuple[float, float], eps: float, weight_decay: float | Tensor, momentum: float | Tensor
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float | Tensor,
+    momentum: float | Tensor,
 ) -> None:
     """Raises ValueError for a value out of range; one that is held in device memory is not looked at."""
     if len(betas) != 2:
@@ -104,14 +114,14 @@ def check_hyperparameters(
                     f"{name}: expected a number or one floating-point element, got {value.dtype} {list(value.shape)}"
                 )
             continue
-        if not (least <= value < most or value == most == 1.0 and name == "momentum"):
+        if not (least <= value < most or (value == most == 1.0 and name == "momentum")):
             closing = "]" if name == "momentum" else ")"
             raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}{closing}, got {value}")
 
 
 def check_clipping(max_norm: float | None, nonfinite: str) -> None:
     """Raises ValueError."""
-    if max_norm is not None and not 0.0 < max_norm:
+    if max_norm is not None and not max_norm > 0.0:
         raise ValueError(f"max_norm: expected a number above 0 or None, got {max_norm}")
     if nonfinite not in NONFINITE:
         raise ValueError(f"nonfinite: expected one of {', '.join(NONFINITE)}, got {nonfinite!r}")

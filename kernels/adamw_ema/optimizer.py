@@ -1,6 +1,6 @@
 """`AdamWEMA`: AdamW that moves the teacher and writes the low-precision copies in the same pass."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import repeat
 from operator import is_
 from typing import Any
@@ -166,7 +166,9 @@ class AdamWEMA(Optimizer):
             return self._copies[tensor]
         if tensor.dtype == self._copy_dtype:
             return tensor
-        raise KeyError(f"copy_of: expected a parameter or teacher of an optimizer with copies, got {tensor.shape}")
+        raise KeyError(
+            f"copy_of: expected a parameter or teacher of an optimizer with copies, got {tensor.shape}"
+        )
 
     @torch.no_grad()
     def refresh_copies(self) -> None:
@@ -176,7 +178,7 @@ class AdamWEMA(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """Norm of all gradients before clipping at the latest step, float32 on their device; None if never asked for."""
+        """Norm of all gradients at the latest step, before clipping, float32 on their device; None if never asked for."""
         return None if self._report is None else self._report.norm[0]
 
     @property
@@ -213,7 +215,7 @@ class AdamWEMA(Optimizer):
 
     @torch.no_grad()
     def upload_hyperparameters(self) -> None:
-        """Bring the groups' numbers to where the kernels read them. A step does so by itself, a graph's replay does not."""
+        """Bring the groups' numbers to where the kernels read them; a step does so by itself, a graph's replay not."""
         rows = self._rows()
         numbers = [[0.0 if isinstance(value, Tensor) else float(value) for value in row] for row in rows]
         if self._table is None or numbers != self._numbers:
@@ -274,7 +276,8 @@ class AdamWEMA(Optimizer):
             states[i] = self.state[parameters[i]] = _new_state(parameters[i])
         empty: dict[str, Tensor] = {}
         exp_avgs, exp_avg_sqs, steps = (
-            [(state or empty).get(name) for state in states] + others for name in ("exp_avg", "exp_avg_sq", "step")
+            [(state or empty).get(name) for state in states] + others
+            for name in ("exp_avg", "exp_avg_sq", "step")
         )
         teachers = [self._teachers.get(student) for student in students]
         return Tensors(
@@ -294,7 +297,9 @@ class AdamWEMA(Optimizer):
         for _, part in tensors.lasting():
             addresses += [None if tensor is None else tensor.data_ptr() for tensor in part]
         if self._plan is None or addresses != self._addresses:
-            self._plan = plans.find(tensors, tensors.parameters[0].device if tensors.parameters else self._device())
+            self._plan = plans.find(
+                tensors, tensors.parameters[0].device if tensors.parameters else self._device()
+            )
             self._addresses = addresses
         return self._plan
 

@@ -24,8 +24,14 @@ def pair(teacher: Teacher, parameters: Sequence[Tensor]) -> Pairs:
         return [(p, entry) for p, entry in zip(parameters, entries, strict=True) if isinstance(entry, Tensor)]
     pairs = []
     for i, entry in enumerate(entries):
-        if not isinstance(entry, Sequence) or len(entry) != 2 or not all(isinstance(t, Tensor) for t in entry):
-            raise TypeError(f"teacher[{i}]: expected a (teacher, student) pair of tensors, got {type(entry).__name__}")
+        if (
+            not isinstance(entry, Sequence)
+            or len(entry) != 2
+            or not all(isinstance(t, Tensor) for t in entry)
+        ):
+            raise TypeError(
+                f"teacher[{i}]: expected a (teacher, student) pair of tensors, got {type(entry).__name__}"
+            )
         pairs.append((entry[1], entry[0]))
     return pairs
 
@@ -45,7 +51,9 @@ def check_pairs(pairs: Pairs, known: Mapping[Tensor, Tensor], names: Mapping[Ten
                 raise ValueError(f"{label}: expected {what} {of_student} of its student, got {of_teacher}")
         if teacher.is_complex() or student.is_complex():
             raise TypeError(f"{label}: expected real dtypes, got {teacher.dtype} for {student.dtype}")
-        if teacher.dtype != student.dtype and not (teacher.is_floating_point() and student.is_floating_point()):
+        if teacher.dtype != student.dtype and not (
+            teacher.is_floating_point() and student.is_floating_point()
+        ):
             raise TypeError(f"{label}: expected a dtype that goes with {student.dtype}, got {teacher.dtype}")
         if student in followed or teacher in followers:
             twice = "a student that no other teacher follows" if student in followed else "another tensor"

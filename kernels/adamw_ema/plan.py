@@ -83,7 +83,11 @@ class Plan:
             found = self._gradients[key] = self._lay_out_gradients(tensors)
             if len(self._gradients) > _GRADIENTS_KEPT:
                 self._gradients.popitem(last=False)
-        if self.device.type == "cuda" and self._spare is None and not torch.cuda.is_current_stream_capturing():
+        if (
+            self.device.type == "cuda"
+            and self._spare is None
+            and not torch.cuda.is_current_stream_capturing()
+        ):
             empty = torch.empty(len(tensors.parameters), 2, dtype=torch.int64)
             self._spare = (empty.pin_memory(), empty.to(self.device))
         return found
@@ -177,15 +181,19 @@ def _refusals(tensors: Tensors, device: torch.device) -> list[str]:
     for i, parameter in enumerate(tensors.parameters):
         for name, part in tensors.lasting():
             tensor = part[i]
-            if tensor is None or not parameter.is_floating_point() and name in ("parameters", "teachers"):
+            if tensor is None or (not parameter.is_floating_point() and name in ("parameters", "teachers")):
                 accepted: tuple[torch.dtype, ...] = ()
             else:
-                accepted = FLOAT_TYPES if name in ("teachers", "copies", "teacher_copies") else FLOAT_TYPES[:1]
+                accepted = (
+                    FLOAT_TYPES if name in ("teachers", "copies", "teacher_copies") else FLOAT_TYPES[:1]
+                )
             if accepted and tensor is not None and tensor.dtype not in accepted:
                 names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
                 refusals.append(f"{name}[{i}] is {tensor.dtype}; kernels take {names}")
             if tensor is not None and name != "steps" and not _same_order(tensor, parameter):
-                refusals.append(f"{name}[{i}] does not fill memory without gaps in the order of parameters[{i}]")
+                refusals.append(
+                    f"{name}[{i}] does not fill memory without gaps in the order of parameters[{i}]"
+                )
     return refusals
 
 
@@ -194,9 +202,13 @@ def _gradient_refusals(tensors: Tensors) -> list[str]:
     for i, (parameter, gradient) in enumerate(zip(tensors.parameters, tensors.gradients, strict=True)):
         if gradient is not None:
             if gradient.dtype not in FLOAT_TYPES:
-                refusals.append(f"gradients[{i}] is {gradient.dtype}; kernels take float32, bfloat16, float16")
+                refusals.append(
+                    f"gradients[{i}] is {gradient.dtype}; kernels take float32, bfloat16, float16"
+                )
             if not _same_order(gradient, parameter):
-                refusals.append(f"gradients[{i}] does not fill memory without gaps in the order of parameters[{i}]")
+                refusals.append(
+                    f"gradients[{i}] does not fill memory without gaps in the order of parameters[{i}]"
+                )
     return refusals
 
 
@@ -204,4 +216,3 @@ def _same_order(tensor: Tensor, other: Tensor) -> bool:
     """Whether both fill one run of memory in the same order of dimensions; those of size 1 have none."""
     long = [d for d, size in enumerate(other.shape) if size != 1]
     return is_dense(tensor) and [tensor.stride(d) for d in long] == [other.stride(d) for d in long]
-

@@ -31,7 +31,9 @@ def step_(work: Work) -> None:
             work.report.skipped.add_(1)
             return
         scale = clip_scale(norm, work.max_norm)
-    for i, (parameter, gradient) in enumerate(zip(work.tensors.parameters, work.tensors.gradients, strict=True)):
+    for i, (parameter, gradient) in enumerate(
+        zip(work.tensors.parameters, work.tensors.gradients, strict=True)
+    ):
         if gradient is not None:
             _adamw(work, i, parameter, gradient, scale)
         _follow(work, i, parameter)

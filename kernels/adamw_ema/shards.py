@@ -39,7 +39,9 @@ def norm_reduction(parameters: Sequence[Any]) -> Callable[[Tensor], None] | None
         dimensions = tuple(d for d, place in enumerate(parameter.placements) if place.is_shard())
         sharded.add((parameter.device_mesh, dimensions) if dimensions else (None, ()))
     if len(sharded) > 1:
-        raise ValueError("max_norm: expected parameters that are all sharded over the same processes, got a mixture")
+        raise ValueError(
+            "max_norm: expected parameters that are all sharded over the same processes, got a mixture"
+        )
     mesh, dimensions = sharded.pop() if sharded else (None, ())
     if mesh is None:
         return None

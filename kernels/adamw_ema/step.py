@@ -44,13 +44,21 @@ def raise_if_not_finite(work: Work) -> None:
         return
     for i, gradient in enumerate(work.tensors.gradients):
         if gradient is not None and not gradient.isfinite().all():
-            raise RuntimeError(f"gradients[{i}]: expected finite values, got {norm} as the norm; nothing was updated")
+            raise RuntimeError(
+                f"gradients[{i}]: expected finite values, got {norm} as the norm; nothing was updated"
+            )
     raise RuntimeError(f"gradients: expected a finite norm, got {norm}; nothing was updated")
 
 
 def increment_versions(tensors: Tensors) -> None:
     """Kernels write behind autograd's back; a graph that saved an old value must notice."""
     written = [p for p, g in zip(tensors.parameters, tensors.gradients, strict=True) if g is not None]
-    for part in (tensors.exp_avgs, tensors.exp_avg_sqs, tensors.teachers, tensors.copies, tensors.teacher_copies):
+    for part in (
+        tensors.exp_avgs,
+        tensors.exp_avg_sqs,
+        tensors.teachers,
+        tensors.copies,
+        tensors.teacher_copies,
+    ):
         written += [tensor for tensor in part if tensor is not None]
     torch.autograd.graph.increment_version(written)

@@ -53,8 +53,7 @@ def _pointers(address, start, o_block, T: tl.constexpr, ALIGNED: tl.constexpr):
 def _load(pointers, m_block, ALIGNED: tl.constexpr):
     if ALIGNED:
         return tl.load(pointers).to(tl.float32)
-    else:
-        return tl.load(pointers, mask=m_block, other=0.0).to(tl.float32)
+    return tl.load(pointers, mask=m_block, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -73,14 +72,14 @@ def _follow(
     """The teacher and the copies, from the new values in registers."""
     o_block = tl.arange(0, BLOCK)
     m_block = start + o_block < end  # [BLOCK]
-    if HAS_COPIES:
+    if HAS_COPIES:  # noqa: SIM102 (one is known at compile time, the other is not)
         if copy != 0:
             _store(_pointers(copy, start, o_block, C, ALIGNED), b_parameter, m_block, C, ALIGNED)
     if teacher != 0:
         p_teacher = _pointers(teacher, start, o_block, T, ALIGNED)  # [BLOCK]
         b_teacher = _lerp(_load(p_teacher, m_block, ALIGNED), b_parameter, weight)  # [BLOCK]
         _store(p_teacher, b_teacher, m_block, T, ALIGNED)
-        if HAS_COPIES:
+        if HAS_COPIES:  # noqa: SIM102
             if teacher_copy != 0:
                 _store(_pointers(teacher_copy, start, o_block, C, ALIGNED), b_teacher, m_block, C, ALIGNED)
 
@@ -109,7 +108,9 @@ def _update_run(
             p_parameter = _pointers(parameter, start, o_block, tl.float32, ALIGNED)  # [BLOCK]
             p_exp_avg = _pointers(exp_avg, start, o_block, tl.float32, ALIGNED)  # [BLOCK]
             p_exp_avg_sq = _pointers(exp_avg_sq, start, o_block, tl.float32, ALIGNED)  # [BLOCK]
-            b_gradient = _load(_pointers(gradient, start, o_block, G, ALIGNED), m_block, ALIGNED) * scale  # [BLOCK]
+            b_gradient = (
+                _load(_pointers(gradient, start, o_block, G, ALIGNED), m_block, ALIGNED) * scale
+            )  # [BLOCK]
             b_parameter = _load(p_parameter, m_block, ALIGNED)  # [BLOCK]
             b_exp_avg = _lerp(_load(p_exp_avg, m_block, ALIGNED), b_gradient, weight1)  # [BLOCK]
             b_exp_avg_sq = _load(p_exp_avg_sq, m_block, ALIGNED) * beta2  # [BLOCK]
@@ -125,7 +126,9 @@ def _update_run(
     else:
         for start in range(first, end, BLOCK):
             m_block = start + o_block < end  # [BLOCK]
-            b_parameter = _load(_pointers(parameter, start, o_block, tl.float32, ALIGNED), m_block, ALIGNED)  # [BLOCK]
+            b_parameter = _load(
+                _pointers(parameter, start, o_block, tl.float32, ALIGNED), m_block, ALIGNED
+            )  # [BLOCK]
             _follow(
                 b_parameter, start, end, teacher, copy, teacher_copy, weight, T, C, HAS_COPIES, BLOCK, ALIGNED
             )
@@ -385,7 +388,9 @@ def step_(work: Work) -> None:
     gradient, teacher, copies = (max(types, default=ABSENT) for types in _types(work))
     coefficients = torch.empty(count, _COEFFICIENTS, device=plan.device)
     measured = work.max_norm is not None and work.report is not None
-    norm, skipped = (work.report.norm, work.report.skipped) if work.report is not None else (coefficients, plan.chunks)
+    norm, skipped = (
+        (work.report.norm, work.report.skipped) if work.report is not None else (coefficients, plan.chunks)
+    )
     square_sum = work.hyperparameters  # passed unread where there is no norm, as Triton wants a tensor
     if measured:
         sums = torch.empty(rows, device=plan.device)

@@ -156,11 +156,7 @@ def check_aliasing(tensors: Iterable[tuple[str, Tensor, bool]]) -> None:
             span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
             start = tensor.data_ptr()
             extents.append((start, start + span * tensor.element_size(), name, tensor, is_written))
-            if (
-                is_written
-                and not is_dense(tensor)
-                and _addresses(tensor).unique().numel() < tensor.nbytes
-            ):
+            if is_written and not is_dense(tensor) and _addresses(tensor).unique().numel() < tensor.nbytes:
                 raise ValueError(f"{name}: expected elements of their own, got a view that overlaps itself")
     extents.sort(key=lambda extent: extent[:2])
     reaching: list[tuple[int, int, str, Tensor, bool]] = []  # extents that may reach past the current start

@@ -40,7 +40,8 @@ def test_a_changing_rate_compiles_at_most_twice() -> None:
     assert counter.frame_count <= 2  # once for the first value, once for any value
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b)
-    assert isinstance(teachers[1], Tensor) and isinstance(others[1], Tensor)
+    assert isinstance(teachers[1], Tensor)
+    assert isinstance(others[1], Tensor)
     assert torch.equal(teachers[1], others[1])
 
 

@@ -21,7 +21,9 @@ def backward(student: torch.nn.Module, x: Tensor) -> None:
 
 def test_agrees_with_the_fused_optimizer() -> None:
     ours, theirs, teacher, follower = model(), model(), model(), model()
-    optimizer = AdamWEMA(ours.parameters(), lr=1e-3, teacher=teacher.parameters(), copies=torch.bfloat16, max_norm=0.1)
+    optimizer = AdamWEMA(
+        ours.parameters(), lr=1e-3, teacher=teacher.parameters(), copies=torch.bfloat16, max_norm=0.1
+    )
     other = torch.optim.AdamW(theirs.parameters(), lr=1e-3, fused=True)
     for i in range(200):
         torch.manual_seed(i)
@@ -60,7 +62,9 @@ def test_two_launches_and_no_wait() -> None:
 @pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
 def test_a_captured_step_follows_schedules_and_gradients(nonfinite: str) -> None:
     student, teacher, other, follower = model(), model(), model(), model()
-    optimizer = AdamWEMA(student.parameters(), lr=1e-3, teacher=teacher.parameters(), max_norm=1.0, nonfinite=nonfinite)
+    optimizer = AdamWEMA(
+        student.parameters(), lr=1e-3, teacher=teacher.parameters(), max_norm=1.0, nonfinite=nonfinite
+    )
     expected = AdamWEMA(
         other.parameters(), lr=1e-3, teacher=follower.parameters(), max_norm=1.0, nonfinite=nonfinite,
         implementation="reference",

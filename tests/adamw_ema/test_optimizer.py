@@ -21,7 +21,9 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 def model(seed: int = 0) -> torch.nn.Sequential:
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 9), torch.nn.Linear(9, 4, bias=False))
+    return torch.nn.Sequential(
+        torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 9), torch.nn.Linear(9, 4, bias=False)
+    )
 
 
 def backward(student: torch.nn.Module, seed: int) -> None:
@@ -32,7 +34,9 @@ def backward(student: torch.nn.Module, seed: int) -> None:
 
 def snapshot(optimizer: AdamWEMA, *modules: torch.nn.Module) -> list[Tensor]:
     held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    held += [t for state in optimizer.state.values() for t in state.values()] + list(optimizer._copies.values())
+    held += [t for state in optimizer.state.values() for t in state.values()] + list(
+        optimizer._copies.values()
+    )
     return [tensor.detach().clone() for tensor in held]
 
 
@@ -48,12 +52,15 @@ def test_a_parameter_without_gradient_is_not_stepped_but_followed(implementation
     )
     stepped.grad = torch.ones(3)
     optimizer.step()
-    assert (still == 1).all() and still not in optimizer.state
-    assert (teacher[1] == 0.25).all() and (optimizer.copy_of(teacher[1]) == 0.25).all()
+    assert (still == 1).all()
+    assert still not in optimizer.state
+    assert (teacher[1] == 0.25).all()
+    assert (optimizer.copy_of(teacher[1]) == 0.25).all()
     torch.testing.assert_close(teacher[0], 0.25 * stepped.detach())
     still.grad, stepped.grad = torch.ones(3), None
     optimizer.step()
-    assert optimizer.state[still]["step"] == 1 and optimizer.state[stepped]["step"] == 1
+    assert optimizer.state[still]["step"] == 1
+    assert optimizer.state[stepped]["step"] == 1
     assert (still < 1).all()
 
 
@@ -102,7 +109,6 @@ def test_buffers_and_frozen_parameters_in_pairs(implementation: str) -> None:
             assert torch.equal(value, new)
 
 
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_copies_are_the_rounded_originals(implementation: str, dtype: torch.dtype) -> None:
     student, teacher = model(), model(1)
@@ -137,6 +143,7 @@ def test_a_teacher_in_the_dtype_of_the_copies_is_its_own(implementation: str) ->
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 def test_state_goes_both_ways(implementation: str, direction: str) -> None:
     ours, theirs = model(), model()
+
     # Separate groups with options of their own, one parameter that never had a gradient.
     def groups(student: torch.nn.Module) -> list[dict[str, object]]:
         a = list(student.parameters())
@@ -144,7 +151,9 @@ def test_state_goes_both_ways(implementation: str, direction: str) -> None:
 
     mine = AdamWEMA(groups(ours), implementation=implementation)
     other = torch.optim.AdamW(groups(theirs))
-    source, target = ((mine, ours), (other, theirs)) if direction == "to torch" else ((other, theirs), (mine, ours))
+    source, target = (
+        ((mine, ours), (other, theirs)) if direction == "to torch" else ((other, theirs), (mine, ours))
+    )
     for i in range(3):
         backward(source[1], i)
         next(source[1].parameters()).grad = None
@@ -166,8 +175,15 @@ def test_state_goes_both_ways(implementation: str, direction: str) -> None:
 def test_state_survives_a_checkpoint_bit_for_bit(implementation: str, tmp_path: Path) -> None:
     def start() -> tuple[torch.nn.Module, torch.nn.Module, AdamWEMA]:
         student, teacher = model(), model()
-        return student, teacher, AdamWEMA(
-            student.parameters(), teacher=teacher.parameters(), copies=torch.bfloat16, implementation=implementation
+        return (
+            student,
+            teacher,
+            AdamWEMA(
+                student.parameters(),
+                teacher=teacher.parameters(),
+                copies=torch.bfloat16,
+                implementation=implementation,
+            ),
         )
 
     student, teacher, optimizer = start()
@@ -175,7 +191,11 @@ def test_state_survives_a_checkpoint_bit_for_bit(implementation: str, tmp_path: 
         backward(student, i)
         optimizer.step()
         if i == 1:
-            parts = {"student": student.state_dict(), "teacher": teacher.state_dict(), "optimizer": optimizer.state_dict()}
+            parts = {
+                "student": student.state_dict(),
+                "teacher": teacher.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             save_checkpoint(tmp_path / "step.safetensors", parts)
     resumed, resumed_teacher, again = start()
     state = load_checkpoint(tmp_path / "step.safetensors")
@@ -237,7 +257,9 @@ def test_a_step_with_gradients_that_are_not_finite(implementation: str, value: f
     assert optimizer.skipped_steps == 1
     assert not optimizer.grad_norm.isfinite()
     optimizer.nonfinite = "raise"
-    with pytest.raises(RuntimeError, match=r"gradients\[4\]: expected finite values, got .* nothing was updated"):
+    with pytest.raises(
+        RuntimeError, match=r"gradients\[4\]: expected finite values, got .* nothing was updated"
+    ):
         optimizer.step()
     assert same(before, snapshot(optimizer, student, teacher))
     optimizer.nonfinite = "propagate"
@@ -275,21 +297,26 @@ def test_moved_and_replaced_memory_is_found(implementation: str) -> None:
     optimizer.step()
     parameter.data, teacher.data = torch.full((5,), 4.0), torch.full((5,), 2.0)
     optimizer.step()
-    assert (parameter == 4).all() and (teacher == 3).all()
+    assert (parameter == 4).all()
+    assert (teacher == 3).all()
 
 
 def test_tensor_hyperparameters_and_schedulers(implementation: str) -> None:
     parameter = torch.nn.Parameter(torch.ones(5))
     teacher = torch.zeros(5)
     momentum, lr = torch.tensor(0.5), torch.tensor(0.0)
-    optimizer = AdamWEMA([parameter], lr=lr, teacher=[teacher], momentum=momentum, implementation=implementation)
+    optimizer = AdamWEMA(
+        [parameter], lr=lr, teacher=[teacher], momentum=momentum, implementation=implementation
+    )
     parameter.grad = torch.ones(5)
     optimizer.step()
-    assert (parameter == 1).all() and (teacher == 0.5).all()
+    assert (parameter == 1).all()
+    assert (teacher == 0.5).all()
     momentum.fill_(1.0)
     lr.fill_(0.125)
     optimizer.step()
-    assert (parameter < 1).all() and (teacher == 0.5).all()
+    assert (parameter < 1).all()
+    assert (teacher == 0.5).all()
     scheduled = AdamWEMA([parameter], lr=0.1, implementation=implementation)
     scheduler = torch.optim.lr_scheduler.StepLR(scheduled, 1, gamma=0.0)
     scheduled.step()

@@ -18,7 +18,11 @@ def parameters() -> list[torch.nn.Parameter]:
 @pytest.mark.parametrize(
     ("teacher", "error", "message"),
     [
-        (lambda: [torch.ones(2, 3), torch.ones(4)], ValueError, "teacher: expected 3 entries, one per parameter .*got 2"),
+        (
+            lambda: [torch.ones(2, 3), torch.ones(4)],
+            ValueError,
+            "teacher: expected 3 entries, one per parameter .*got 2",
+        ),
         (
             lambda: [torch.ones(2, 3), torch.ones(5), torch.ones(4)],
             ValueError,
@@ -29,12 +33,26 @@ def parameters() -> list[torch.nn.Parameter]:
             ValueError,
             r"teacher\[2\] \(c\): expected device cpu of its student, got meta",
         ),
-        (lambda: [torch.ones(2, 3).cfloat(), None, None], TypeError, r"teacher\[0\] \(a\): expected real dtypes"),
-        (lambda: [torch.ones(2, 3).int(), None, None], TypeError, r"teacher\[0\] \(a\): expected a dtype that goes"),
-        (lambda: [3, None, None], TypeError, r"teacher\[0\]: expected a \(teacher, student\) pair of tensors, got int"),
+        (
+            lambda: [torch.ones(2, 3).cfloat(), None, None],
+            TypeError,
+            r"teacher\[0\] \(a\): expected real dtypes",
+        ),
+        (
+            lambda: [torch.ones(2, 3).int(), None, None],
+            TypeError,
+            r"teacher\[0\] \(a\): expected a dtype that goes",
+        ),
+        (
+            lambda: [3, None, None],
+            TypeError,
+            r"teacher\[0\]: expected a \(teacher, student\) pair of tensors, got int",
+        ),
     ],
 )
-def test_a_teacher_that_does_not_match(teacher: Callable[[], list[Tensor]], error: type, message: str) -> None:
+def test_a_teacher_that_does_not_match(
+    teacher: Callable[[], list[Tensor]], error: type, message: str
+) -> None:
     named = list(zip("abc", parameters(), strict=True))
     with pytest.raises(error, match=message):
         AdamWEMA(named, teacher=teacher())
@@ -44,7 +62,9 @@ def test_a_teacher_given_twice() -> None:
     a, b, _ = parameters()
     teacher = torch.ones(2, 3)
     other = torch.nn.Parameter(torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"teacher\[1\]: expected another tensor, got one for the second time"):
+    with pytest.raises(
+        ValueError, match=r"teacher\[1\]: expected another tensor, got one for the second time"
+    ):
         AdamWEMA([a, other], teacher=[teacher, teacher])
     with pytest.raises(ValueError, match=r"teacher\[1\]: expected a student that no other teacher follows"):
         AdamWEMA([a, b], teacher=[(teacher, a), (teacher.clone(), a)])
@@ -80,9 +100,13 @@ def test_a_number_that_goes_out_of_range_later() -> None:
 
 
 def test_unfit_parameters_and_copies() -> None:
-    with pytest.raises(TypeError, match=r"params\[1\]: expected a real floating-point dtype, got torch.complex64"):
+    with pytest.raises(
+        TypeError, match=r"params\[1\]: expected a real floating-point dtype, got torch.complex64"
+    ):
         AdamWEMA([torch.ones(2), torch.ones(2, dtype=torch.complex64)])
-    with pytest.raises(TypeError, match=r"copies: expected torch.bfloat16, torch.float16 or None, got torch.int8"):
+    with pytest.raises(
+        TypeError, match=r"copies: expected torch.bfloat16, torch.float16 or None, got torch.int8"
+    ):
         AdamWEMA(parameters(), copies=torch.int8)
     optimizer = AdamWEMA(parameters())
     with pytest.raises(ValueError, match="amsgrad: expected False, got True"):
@@ -127,7 +151,9 @@ def test_a_parameter_list_that_changed(change: str) -> None:
         held.pop()
     else:
         held[1] = torch.nn.Parameter(torch.ones(4))
-    with pytest.raises(ValueError, match="params: expected the 3 parameters that the optimizer was given, got"):
+    with pytest.raises(
+        ValueError, match="params: expected the 3 parameters that the optimizer was given, got"
+    ):
         optimizer.step()
 
 
@@ -138,13 +164,18 @@ def test_a_parameter_that_became_another_shape() -> None:
     optimizer.step()
     parameter.grad = None
     parameter.data = torch.ones(3, 2)
-    with pytest.raises(ValueError, match=r"exp_avgs\[0\]: expected shape \[3, 2\] of parameters\[0\], got \[2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"exp_avgs\[0\]: expected shape \[3, 2\] of parameters\[0\], got \[2, 3\]"
+    ):
         optimizer.step()
 
 
 def lists(count: int = 2) -> dict[str, list[Tensor]]:
     made = {name: [torch.ones(6) for _ in range(count)] for name in ("parameters", "gradients", "exp_avgs")}
-    return made | {"exp_avg_sqs": [torch.ones(6) for _ in range(count)], "steps": [torch.zeros(()) for _ in range(count)]}
+    return made | {
+        "exp_avg_sqs": [torch.ones(6) for _ in range(count)],
+        "steps": [torch.zeros(()) for _ in range(count)],
+    }
 
 
 def test_lists_that_do_not_go_together() -> None:
@@ -152,11 +183,27 @@ def test_lists_that_do_not_go_together() -> None:
     for changed, error, message in (
         ({"steps": [torch.zeros(())]}, ValueError, "steps: expected 2 entries, one per parameter, got 1"),
         ({"steps": [torch.zeros(2)] * 2}, ValueError, r"steps\[0\]: expected one floating-point element"),
-        ({"steps": [torch.zeros((), dtype=torch.int64)] * 2}, ValueError, r"steps\[0\]: expected one floating-point"),
-        ({"exp_avgs": [torch.ones(6), None]}, ValueError, r"exp_avgs\[1\]: expected a tensor, as gradients\[1\] is one"),
+        (
+            {"steps": [torch.zeros((), dtype=torch.int64)] * 2},
+            ValueError,
+            r"steps\[0\]: expected one floating-point",
+        ),
+        (
+            {"exp_avgs": [torch.ones(6), None]},
+            ValueError,
+            r"exp_avgs\[1\]: expected a tensor, as gradients\[1\] is one",
+        ),
         ({"gradients": [torch.ones(6), torch.ones(5)]}, ValueError, r"gradients\[1\]: expected shape \[6\]"),
-        ({"gradients": [torch.ones(6).int(), None]}, TypeError, r"gradients\[0\]: expected a real floating-point"),
-        ({"gradients": [torch.ones(6, device="meta"), None]}, ValueError, r"gradients\[0\]: expected device cpu"),
+        (
+            {"gradients": [torch.ones(6).int(), None]},
+            TypeError,
+            r"gradients\[0\]: expected a real floating-point",
+        ),
+        (
+            {"gradients": [torch.ones(6, device="meta"), None]},
+            ValueError,
+            r"gradients\[0\]: expected device cpu",
+        ),
         ({"teachers": [torch.ones(6), torch.ones(3)]}, ValueError, r"teachers\[1\]: expected shape \[6\]"),
         ({"copies": [torch.ones(6).int(), None]}, TypeError, r"copies\[0\]: expected a floating-point dtype"),
         ({"teachers": [shared[:6], shared[3:]]}, ValueError, r"teachers\[1\]: expected memory of its own"),
@@ -165,7 +212,9 @@ def test_lists_that_do_not_go_together() -> None:
         with pytest.raises(error, match=message):
             adamw_ema_step_(**given, lr=1e-3)
     same = lists()
-    with pytest.raises(ValueError, match=r"parameters\[1\]: expected memory of its own, but it is shared with"):
+    with pytest.raises(
+        ValueError, match=r"parameters\[1\]: expected memory of its own, but it is shared with"
+    ):
         adamw_ema_step_(**same | {"parameters": [same["parameters"][0]] * 2}, lr=1e-3)
 
 
@@ -173,7 +222,10 @@ def test_lists_that_do_not_go_together() -> None:
 def test_what_the_kernels_do_not_take_falls_to_the_reference() -> None:
     for changed, reason in (
         ({"parameters": [torch.ones(6).bfloat16()]}, "parameters[0] is torch.bfloat16; kernels take float32"),
-        ({"exp_avgs": [torch.ones(12)[::2]]}, "exp_avgs[0] does not fill memory without gaps in the order of parameters[0]"),
+        (
+            {"exp_avgs": [torch.ones(12)[::2]]},
+            "exp_avgs[0] does not fill memory without gaps in the order of parameters[0]",
+        ),
         ({"gradients": [torch.ones(1).expand(6)]}, "gradients[0] does not fill memory without gaps"),
         ({"gradients": [torch.ones(6).double()]}, "gradients[0] is torch.float64; kernels take float32"),
     ):
@@ -205,7 +257,9 @@ def test_dense_layouts_are_served_by_the_kernel() -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100_003])
 def test_memory_around_the_tensors_is_untouched(implementation: str, count: int) -> None:
-    rooms = [torch.full((count + 32,), 77.0, dtype=dtype) for dtype in [torch.float32] * 4 + [torch.bfloat16] * 3]
+    rooms = [
+        torch.full((count + 32,), 77.0, dtype=dtype) for dtype in [torch.float32] * 4 + [torch.bfloat16] * 3
+    ]
     inner = [room[15 : 15 + count] for room in rooms]  # starts off every 16-byte boundary
     for tensor in inner:
         tensor.fill_(0.5)
@@ -215,7 +269,8 @@ def test_memory_around_the_tensors_is_untouched(implementation: str, count: int)
         teacher_copies=teacher_copy, momentum=0.5, implementation=implementation,
     )  # fmt: skip
     for room in rooms:
-        assert (room[:15] == 77).all() and (room[15 + count :] == 77).all()
+        assert (room[:15] == 77).all()
+        assert (room[15 + count :] == 77).all()
     expected = torch.full((count,), 0.5, requires_grad=True)
     for tensor in (*parameter, *exp_avg, *exp_avg_sq, *teacher):
         assert (tensor == tensor[0]).all()
@@ -240,7 +295,8 @@ def test_not_finite_gradients_reach_the_parameters(implementation: str) -> None:
     parameter.grad = torch.ones(40)
     parameter.grad[3], parameter.grad[33] = torch.nan, torch.inf
     AdamWEMA([parameter], teacher=[teacher], implementation=implementation).step()
-    assert parameter[3].isnan() and parameter[33].isnan()  # inf / sqrt(inf^2), as in torch.optim.AdamW
+    assert parameter[3].isnan()
+    assert parameter[33].isnan()
     assert parameter.isnan().sum() == teacher.isnan().sum() == 2
 
 

@@ -1,6 +1,7 @@
 """`AdamWEMA` under DistributedDataParallel and on DTensor shards (FSDP2), two processes over gloo."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from jepa_fast import AdamWEMA
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 STEPS, MAX_NORM = 3, 0.05
+TIMEOUT = timedelta(seconds=60)
 
 
 def model(seed: int) -> torch.nn.Module:
@@ -24,7 +26,9 @@ def inputs(step: int) -> Tensor:
     return torch.randn(8, 7, generator=torch.Generator().manual_seed(step))
 
 
-def optimize(student: torch.nn.Module, teacher: torch.nn.Module, network: torch.nn.Module, share: slice) -> AdamWEMA:
+def optimize(
+    student: torch.nn.Module, teacher: torch.nn.Module, network: torch.nn.Module, share: slice
+) -> AdamWEMA:
     optimizer = AdamWEMA(
         student.parameters(), lr=1e-2, teacher=teacher.parameters(), copies=torch.bfloat16, max_norm=MAX_NORM
     )
@@ -37,7 +41,9 @@ def optimize(student: torch.nn.Module, teacher: torch.nn.Module, network: torch.
 
 def work(rank: int, kind: str, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(f"{folder}/store", 2), rank=rank, world_size=2, timeout=TIMEOUT
+    )
     torch.set_num_threads(1)
     student, teacher = model(0), model(1)
     share = slice(4 * rank, 4 * rank + 4)
@@ -52,10 +58,13 @@ def work(rank: int, kind: str, folder: str) -> None:
         mesh = init_device_mesh("cpu", (2,))
         # FSDP2 hands the optimizer such parameters and such gradients; only its communication is left out.
         shards = {
-            name: torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for name, p in student.named_parameters()
+            name: torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+            for name, p in student.named_parameters()
         }
         followers = [distribute_tensor(p.detach(), mesh, [Shard(0)]) for p in teacher.parameters()]
-        optimizer = AdamWEMA(shards.values(), lr=1e-2, teacher=followers, copies=torch.bfloat16, max_norm=MAX_NORM)
+        optimizer = AdamWEMA(
+            shards.values(), lr=1e-2, teacher=followers, copies=torch.bfloat16, max_norm=MAX_NORM
+        )
         for step in range(STEPS):
             whole = {n: p.full_tensor().detach().requires_grad_() for n, p in shards.items()}
             torch.func.functional_call(student, whole, inputs(step)).square().mean().backward()
@@ -68,6 +77,7 @@ def work(rank: int, kind: str, folder: str) -> None:
         assert all(map(torch.equal, copies, [t.bfloat16() for t in held[len(followers) :]]))
     if rank == 0:
         torch.save([[t.detach() for t in held], optimizer.grad_norm], f"{folder}/result.pt")
+    dist.barrier()  # neither leaves while the other may still be reading
     dist.destroy_process_group()
 
 

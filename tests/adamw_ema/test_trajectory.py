@@ -20,7 +20,13 @@ def run_ours(name: str, steps: int, **options: object) -> tuple[list[Tensor], li
     parameters = [torch.nn.Parameter(value) for value in drawn(0)]
     teacher = [value.clone() for value in drawn(0)]
     optimizer = AdamWEMA(
-        parameters, lr=1e-3, weight_decay=0.05, teacher=teacher, momentum=MOMENTUM, implementation=name, **options
+        parameters,
+        lr=1e-3,
+        weight_decay=0.05,
+        teacher=teacher,
+        momentum=MOMENTUM,
+        implementation=name,
+        **options,
     )  # type: ignore[arg-type]
     for i in range(steps):
         schedule(optimizer, i, steps)
@@ -50,7 +56,9 @@ def schedule(optimizer: torch.optim.Optimizer, i: int, steps: int) -> None:
 
 
 def largest(values: list[Tensor], true: list[Tensor]) -> float:
-    return max((a.double() - b.double()).abs().max().item() for a, b in zip(values, true, strict=True) if a.numel())
+    return max(
+        (a.double() - b.double()).abs().max().item() for a, b in zip(values, true, strict=True) if a.numel()
+    )
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -60,7 +68,9 @@ def test_a_thousand_steps(name: str) -> None:
     true, true_teacher, _ = run_torch(torch.float64, 1000)
     # PyTorch's square root is not always the nearest float, ours is: beyond that every operation is rounded alike,
     # so the moments, which no root enters, are the same bits.
-    for parameter, other in zip(optimizer.param_groups[0]["params"], their_optimizer.param_groups[0]["params"], strict=True):
+    for parameter, other in zip(
+        optimizer.param_groups[0]["params"], their_optimizer.param_groups[0]["params"], strict=True
+    ):
         for key in ("exp_avg", "exp_avg_sq", "step"):
             assert torch.equal(optimizer.state[parameter][key], their_optimizer.state[other][key])
     ulp = torch.finfo(torch.float32).eps * max(p.abs().max().item() for p in theirs if p.numel())
@@ -72,7 +82,7 @@ def test_a_thousand_steps(name: str) -> None:
 
 @pytest.mark.native
 def test_native_is_deterministic() -> None:
-    for (a, b) in zip(run_ours("native", 3)[0], run_ours("native", 3)[0], strict=True):
+    for a, b in zip(run_ours("native", 3)[0], run_ours("native", 3)[0], strict=True):
         assert torch.equal(a, b)
 
 
@@ -149,7 +159,15 @@ def test_gradients_and_teacher_in_low_precision(name: str, dtype: torch.dtype) -
     from jepa_fast import adamw_ema_step_
 
     adamw_ema_step_(
-        parameters, gradients, exp_avgs, exp_avg_sqs, steps, lr=1e-3, teachers=teacher, momentum=0.5, implementation=name
+        parameters,
+        gradients,
+        exp_avgs,
+        exp_avg_sqs,
+        steps,
+        lr=1e-3,
+        teachers=teacher,
+        momentum=0.5,
+        implementation=name,
     )
     same = [torch.nn.Parameter(value) for value in drawn(0)]
     for parameter, gradient in zip(same, gradients, strict=True):
@@ -157,7 +175,8 @@ def test_gradients_and_teacher_in_low_precision(name: str, dtype: torch.dtype) -
     torch.optim.AdamW(same, lr=1e-3).step()
     torch.testing.assert_close(parameters, same, rtol=1e-6, atol=1e-8)
     expected = [
-        torch.lerp(t.to(dtype).float(), p.detach(), 0.5).to(dtype) for t, p in zip(drawn(1), parameters, strict=True)
+        torch.lerp(t.to(dtype).float(), p.detach(), 0.5).to(dtype)
+        for t, p in zip(drawn(1), parameters, strict=True)
     ]
     torch.testing.assert_close(teacher, expected, rtol=torch.finfo(dtype).eps, atol=1e-7)
 

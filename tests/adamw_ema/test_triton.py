@@ -14,7 +14,16 @@ HALVES = (torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
 DTYPES = (torch.float32, *HALVES)
 SIZES = (0, 1, 7, 511, 512, 513, 8192, 9000)  # round the blocks of 512 and 128 and the chunk of 8192
 CANARY = 77.0
-NAMES = ("parameters", "gradients", "exp_avgs", "exp_avg_sqs", "steps", "teachers", "copies", "teacher_copies")
+NAMES = (
+    "parameters",
+    "gradients",
+    "exp_avgs",
+    "exp_avg_sqs",
+    "steps",
+    "teachers",
+    "copies",
+    "teacher_copies",
+)
 
 
 def draw(size: int, seed: int, dtype: torch.dtype = torch.float32, offset: int = 0) -> Tensor:
@@ -45,7 +54,9 @@ def held(ours: dict[str, list[Tensor | None]], true: dict[str, list[Tensor | Non
                 # Both round once per operation; the last bit of a root or of a coefficient may differ.
                 tolerance = 4 * torch.finfo(a.dtype).eps
                 message = f"{name}[{i}]"
-                torch.testing.assert_close(a, b, rtol=tolerance, atol=1e-8 if a.dtype == torch.float32 else 1e-6, msg=message)
+                torch.testing.assert_close(
+                    a, b, rtol=tolerance, atol=1e-8 if a.dtype == torch.float32 else 1e-6, msg=message
+                )
 
 
 @pytest.mark.parametrize("offset", [0, 3])
@@ -79,7 +90,8 @@ def test_a_skipped_step_writes_nothing(value: float) -> None:
     for made in (ours, before):
         made["gradients"][-1][5] = value  # type: ignore[index]
     norm = adamw_ema_step_(**ours, lr=0.1, nonfinite="skip", implementation="triton")  # type: ignore[arg-type]
-    assert norm is not None and not norm.isfinite()
+    assert norm is not None
+    assert not norm.isfinite()
     for name in NAMES:
         for a, b in zip(ours[name], before[name], strict=True):
             assert a is b is None or torch.equal(a.nan_to_num(), b.nan_to_num())  # type: ignore[union-attr]
@@ -110,12 +122,21 @@ def test_memory_around_the_tensors_is_untouched(size: int, offset: int) -> None:
 def test_the_optimizer_over_groups_buffers_and_changing_gradients() -> None:
     def run(name: str) -> list[Tensor]:
         trained = [torch.nn.Parameter(draw(size, 0)) for size in SIZES]
-        counter, target = torch.arange(9001, device=DEVICE), torch.zeros(9001, dtype=torch.int64, device=DEVICE)
+        counter, target = (
+            torch.arange(9001, device=DEVICE),
+            torch.zeros(9001, dtype=torch.int64, device=DEVICE),
+        )
         teacher = [draw(size, 1) for size in SIZES]
         pairs = [*zip(teacher[:-1], trained[:-1], strict=True), (target, counter)]
         groups = [{"params": trained[:3], "weight_decay": 0.0}, {"params": trained[3:], "betas": (0.0, 0.9)}]
         optimizer = AdamWEMA(
-            groups, lr=1e-2, teacher=pairs, copies=torch.float16, max_norm=0.1, nonfinite="skip", implementation=name
+            groups,
+            lr=1e-2,
+            teacher=pairs,
+            copies=torch.float16,
+            max_norm=0.1,
+            nonfinite="skip",
+            implementation=name,
         )
         for i in range(4):
             optimizer.param_groups[1]["lr"] = 1e-2 / (i + 1)
@@ -139,7 +160,9 @@ def test_bias_correction_at_any_step(steps: int) -> None:
     def run(name: str) -> Tensor:
         parameter, state = draw(100, 0), [[draw(100, 2)], [draw(100, 3).square()]]
         count = torch.tensor(float(steps), device=DEVICE)
-        adamw_ema_step_([parameter], [draw(100, 1)], *state, [count], lr=1.0, betas=(0.9, 0.9999), implementation=name)
+        adamw_ema_step_(
+            [parameter], [draw(100, 1)], *state, [count], lr=1.0, betas=(0.9, 0.9999), implementation=name
+        )
         assert count == steps + 1
         return parameter
 
@@ -150,5 +173,7 @@ def test_bias_correction_at_any_step(steps: int) -> None:
 def test_mixed_dtypes_are_refused() -> None:
     given = lists(torch.float32, torch.float32, None)
     given["gradients"][2] = draw(SIZES[2], 1, torch.float16)
-    with pytest.raises(RuntimeError, match="triton cannot serve adamw_ema: gradients are float32 and float16"):
+    with pytest.raises(
+        RuntimeError, match="triton cannot serve adamw_ema: gradients are float32 and float16"
+    ):
         adamw_ema_step_(**given, lr=1e-3, implementation="triton")  # type: ignore[arg-type]
