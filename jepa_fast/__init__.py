@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepa_fast import models as models
+    from jepa_fast.kernels.adamw_ema.api import AdamWEMA as AdamWEMA
+    from jepa_fast.kernels.adamw_ema.api import adamw_ema_step_ as adamw_ema_step_
     from jepa_fast.kernels.attention.api import masked_attention as masked_attention
     from jepa_fast.kernels.attention.front_doors import flash_attn_varlen_func as flash_attn_varlen_func
     from jepa_fast.kernels.attention.front_doors import (
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.sigreg.api import sigreg_loss as sigreg_loss
 
 _HOMES = {
+    "AdamWEMA": "jepa_fast.kernels.adamw_ema.api",
     "BlockCausal": "jepa_fast.kernels.attention.masks",
     "BlockSparse": "jepa_fast.kernels.attention.masks",
     "Rope3D": "jepa_fast.kernels.rope.positions",
     "Varlen": "jepa_fast.kernels.attention.masks",
+    "adamw_ema_step_": "jepa_fast.kernels.adamw_ema.api",
     "barlow_twins_loss": "jepa_fast.kernels.covariance.api",
     "covariance_loss": "jepa_fast.kernels.covariance.api",
     "ema_update_": "jepa_fast.kernels.ema.api",
@@ -48,10 +52,12 @@ _HOMES = {
 _SUBPACKAGES = ("models",)
 
 __all__ = [
+    "AdamWEMA",
     "BlockCausal",
     "BlockSparse",
     "Rope3D",
     "Varlen",
+    "adamw_ema_step_",
     "barlow_twins_loss",
     "covariance_loss",
     "ema_update_",

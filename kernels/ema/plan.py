@@ -5,6 +5,7 @@ the tensors' addresses, shapes and dtypes. The native and the Triton kernel read
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -140,27 +141,23 @@ def _check(targets: list[Tensor], sources: list[Tensor]) -> None:
                 + f" to go with targets[{i}] ({target.dtype}), got {source.dtype}"
             )
     if targets and targets[0].device.type != "meta":
-        _check_aliasing(targets, sources)
+        named = [(f"targets[{i}]", target, True) for i, target in enumerate(targets)]
+        check_aliasing(named + [(f"sources[{i}]", source, False) for i, source in enumerate(sources)])
 
 
-def _check_aliasing(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """An update must not write memory that it also reads elsewhere, or writes twice."""
-    extents = []  # (first byte, end, name, tensor, is_target)
-    for name, tensors in (("targets", targets), ("sources", sources)):
-        for i, tensor in enumerate(tensors):
-            if tensor.numel():
-                span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-                start = tensor.data_ptr()
-                end = start + span * tensor.element_size()
-                extents.append((start, end, f"{name}[{i}]", tensor, name == "targets"))
-                if (
-                    name == "targets"
-                    and not is_dense(tensor)
-                    and _addresses(tensor).unique().numel() < tensor.nbytes
-                ):
-                    raise ValueError(
-                        f"targets[{i}]: expected elements of their own, got a view that overlaps itself"
-                    )
+def check_aliasing(tensors: Iterable[tuple[str, Tensor, bool]]) -> None:
+    """An update must not write memory that it also reads elsewhere, or writes twice.
+
+    tensors: (name, tensor, whether it is written). Raises ValueError that names two which share an element.
+    """
+    extents = []  # (first byte, end, name, tensor, is_written)
+    for name, tensor, is_written in tensors:
+        if tensor.numel():
+            span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            start = tensor.data_ptr()
+            extents.append((start, start + span * tensor.element_size(), name, tensor, is_written))
+            if is_written and not is_dense(tensor) and _addresses(tensor).unique().numel() < tensor.nbytes:
+                raise ValueError(f"{name}: expected elements of their own, got a view that overlaps itself")
     extents.sort(key=lambda extent: extent[:2])
     reaching: list[tuple[int, int, str, Tensor, bool]] = []  # extents that may reach past the current start
     for extent in extents:
