@@ -1,6 +1,9 @@
 // AdamW and the moving average on the CPU: one parallel region for the whole list. The maths is in README.md.
+//
+// A chunk is done in blocks that stay in the first-level cache, and a block in plain loops, which the compiler turns into
+// vectors of the instruction set at hand: the first loop reads memory, the later ones (teacher, copies) the cache.
 
-// Every product and sum is rounded by itself, as PyTorch rounds it; where PyTorch fuses them, fma() does.
+// Every product and sum is rounded by itself, as PyTorch rounds it; where PyTorch fuses them, fmaf does.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #else
@@ -35,89 +38,114 @@ struct Hyperparameters {
   double lr, beta1, beta2, eps, weight_decay, momentum;
 };
 enum Type : int64_t { kBytes = -1, kAbsent = 0, kFloat = 1, kBfloat16 = 2, kFloat16 = 3 };
-struct absent {};
+// Values per block: five float arrays of it fill two thirds of a 32 KB cache.
+constexpr int64_t kBlock = 1024;
 
 // What one tensor's update needs of the step count and the hyper-parameters.
 struct Coefficients {
   float decay, weight1, beta2, weight2, correction2, eps, step_size, weight, scale;
 };
 
-JEPA_FAST_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
-  f32x16 result;
-  for (int i = 0; i < kLanes; ++i) result[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return result;
-}
-
-JEPA_FAST_INLINE f32x16 square_root(f32x16 value) {
-  for (int i = 0; i < kLanes; ++i) value[i] = __builtin_sqrtf(value[i]);
-  return value;
-}
-
-// target + weight * (source - target), formed from the nearer end as torch.lerp does.
-JEPA_FAST_INLINE f32x16 lerp(f32x16 target, f32x16 source, float weight) {
-  return weight < 0.5f ? fma(broadcast(weight), source - target, target)
-                       : fma(broadcast(weight - 1.0f), source - target, source);
-}
-
-JEPA_FAST_INLINE void store_as(int64_t type, int64_t address, int64_t i, f32x16 value, int64_t count) {
-  if (type == kBfloat16) return store(reinterpret_cast<bfloat16*>(address) + i, value, count);
-  if (type == kFloat16) return store(reinterpret_cast<float16*>(address) + i, value, count);
-  if (type == kFloat) return store(reinterpret_cast<float*>(address) + i, value, count);
-}
-
-// Values i to i + count, at most sixteen.
-template <typename Grad, typename Teacher>
-JEPA_FAST_INLINE void update(const Row& row, int64_t gradient, const Coefficients& c, int64_t i, int64_t count) {
-  float* parameter = reinterpret_cast<float*>(row.parameter) + i;
-  f32x16 p = load(parameter, count);
-  if constexpr (!std::is_same_v<Grad, absent>) {
-    float* exp_avg = reinterpret_cast<float*>(row.exp_avg) + i;
-    float* exp_avg_sq = reinterpret_cast<float*>(row.exp_avg_sq) + i;
-    const f32x16 g = load(reinterpret_cast<const Grad*>(gradient) + i, count) * c.scale;
-    const f32x16 m = lerp(load(exp_avg, count), g, c.weight1);
-    const f32x16 v = fma(c.weight2 * g, g, load(exp_avg_sq, count) * c.beta2);
-    p = p * c.decay + (c.step_size * m) / (square_root(v) / c.correction2 + c.eps);
-    store(exp_avg, m, count);
-    store(exp_avg_sq, v, count);
-    store(parameter, p, count);
-  }
-  store_as(row.copy_type, row.copy, i, p, count);
-  if constexpr (!std::is_same_v<Teacher, absent>) {
-    Teacher* teacher = reinterpret_cast<Teacher*>(row.teacher) + i;
-    const f32x16 t = lerp(load(teacher, count), p, c.weight);
-    store(teacher, t, count);
-    store_as(row.teacher_copy_type, row.teacher_copy, i, t, count);
+template <typename T>
+JEPA_FAST_INLINE void widen_block(const T* source, float* target, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t rest = std::min(kLanes, count - i);
+    store(target + i, load(source + i, rest), rest);
   }
 }
 
-template <typename Grad, typename Teacher>
-JEPA_FAST_INLINE void update_chunk(const Row& row, int64_t gradient, const Coefficients& c, const Chunk& chunk) {
-  int64_t i = chunk.start;
-  const int64_t end = chunk.start + chunk.count;
-  for (; i + kLanes <= end; i += kLanes) update<Grad, Teacher>(row, gradient, c, i, kLanes);
-  if (i < end) update<Grad, Teacher>(row, gradient, c, i, end - i);
+JEPA_FAST_INLINE void narrow_block(const float* __restrict source, bfloat16* __restrict target, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, source + i, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    target[i].bits = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40u : rounded);
+  }
 }
 
-template <typename Grad>
-JEPA_FAST_INLINE void update_with(const Row& row, int64_t gradient, const Coefficients& c, const Chunk& chunk) {
-  switch (row.teacher_type) {
-    case kAbsent: return update_chunk<Grad, absent>(row, gradient, c, chunk);
-    case kFloat: return update_chunk<Grad, float>(row, gradient, c, chunk);
-    case kBfloat16: return update_chunk<Grad, bfloat16>(row, gradient, c, chunk);
-    case kFloat16: return update_chunk<Grad, float16>(row, gradient, c, chunk);
-    case kBytes:
-      std::memcpy(reinterpret_cast<char*>(row.teacher) + chunk.start,
-                  reinterpret_cast<const char*>(row.parameter) + chunk.start, chunk.count);
+JEPA_FAST_INLINE void narrow_block(const float* source, float16* target, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t rest = std::min(kLanes, count - i);
+    store(target + i, load(source + i, rest), rest);
   }
+}
+
+JEPA_FAST_INLINE void write_copy(int64_t type, int64_t address, int64_t start, const float* source, int64_t count) {
+  if (type == kBfloat16) narrow_block(source, reinterpret_cast<bfloat16*>(address) + start, count);
+  if (type == kFloat16) narrow_block(source, reinterpret_cast<float16*>(address) + start, count);
+  if (type == kFloat) std::memcpy(reinterpret_cast<float*>(address) + start, source, count * sizeof(float));
+}
+
+JEPA_FAST_INLINE void adamw_block(float* __restrict parameter, float* __restrict exp_avg, float* __restrict exp_avg_sq,
+                                  const float* __restrict gradient, const Coefficients& c, int64_t count) {
+  // torch.lerp forms its result from the nearer end.
+  const bool near_average = c.weight1 < 0.5f;
+  const float coefficient = near_average ? c.weight1 : c.weight1 - 1.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = gradient[i] * c.scale;
+    const float m = __builtin_fmaf(coefficient, g - exp_avg[i], near_average ? exp_avg[i] : g);
+    const float v = __builtin_fmaf(c.weight2 * g, g, exp_avg_sq[i] * c.beta2);
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
+    parameter[i] = parameter[i] * c.decay + (c.step_size * m) / (__builtin_sqrtf(v) / c.correction2 + c.eps);
+  }
+}
+
+JEPA_FAST_INLINE void lerp_block(float* __restrict teacher, const float* __restrict parameter, float weight,
+                                 int64_t count) {
+  const bool near_teacher = weight < 0.5f;
+  const float coefficient = near_teacher ? weight : weight - 1.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float t = teacher[i], p = parameter[i];
+    teacher[i] = __builtin_fmaf(coefficient, p - t, near_teacher ? t : p);
+  }
+}
+
+template <typename T>
+JEPA_FAST_INLINE float* lerp_narrow_block(T* teacher, const float* parameter, float weight, float* buffer,
+                                          int64_t count) {
+  widen_block(teacher, buffer, count);
+  lerp_block(buffer, parameter, weight, count);
+  narrow_block(buffer, teacher, count);
+  return buffer;
 }
 
 JEPA_FAST_CLONES_256 void run_chunk(const Row& row, const Gradient& gradient, const Coefficients& c,
                                     const Chunk& chunk) {
-  switch (gradient.type) {
-    case kAbsent: return update_with<absent>(row, 0, c, chunk);
-    case kFloat: return update_with<float>(row, gradient.address, c, chunk);
-    case kBfloat16: return update_with<bfloat16>(row, gradient.address, c, chunk);
-    case kFloat16: return update_with<float16>(row, gradient.address, c, chunk);
+  if (row.teacher_type == kBytes) {
+    std::memcpy(reinterpret_cast<char*>(row.teacher) + chunk.start,
+                reinterpret_cast<const char*>(row.parameter) + chunk.start, chunk.count);
+    return;
+  }
+  alignas(kCacheLine) float buffer[kBlock];
+  const int64_t end = chunk.start + chunk.count;
+  for (int64_t i = chunk.start; i < end; i += kBlock) {
+    const int64_t count = std::min(kBlock, end - i);
+    float* parameter = reinterpret_cast<float*>(row.parameter) + i;
+    if (gradient.type != kAbsent) {
+      const float* g = buffer;
+      if (gradient.type == kBfloat16) {
+        widen_block(reinterpret_cast<const bfloat16*>(gradient.address) + i, buffer, count);
+      } else if (gradient.type == kFloat16) {
+        widen_block(reinterpret_cast<const float16*>(gradient.address) + i, buffer, count);
+      } else {
+        g = reinterpret_cast<const float*>(gradient.address) + i;
+      }
+      adamw_block(parameter, reinterpret_cast<float*>(row.exp_avg) + i, reinterpret_cast<float*>(row.exp_avg_sq) + i,
+                  g, c, count);
+    }
+    write_copy(row.copy_type, row.copy, i, parameter, count);
+    if (row.teacher_type == kAbsent) continue;
+    float* teacher = reinterpret_cast<float*>(row.teacher) + i;
+    if (row.teacher_type == kBfloat16) {
+      teacher = lerp_narrow_block(reinterpret_cast<bfloat16*>(row.teacher) + i, parameter, c.weight, buffer, count);
+    } else if (row.teacher_type == kFloat16) {
+      teacher = lerp_narrow_block(reinterpret_cast<float16*>(row.teacher) + i, parameter, c.weight, buffer, count);
+    } else {
+      lerp_block(teacher, parameter, c.weight, count);
+    }
+    write_copy(row.teacher_copy_type, row.teacher_copy, i, teacher, count);
   }
 }
 
@@ -160,10 +188,10 @@ void adamw_ema_step(tvm::ffi::TensorView chunks, tvm::ffi::TensorView tensors, t
 
 template <typename Grad>
 JEPA_FAST_INLINE double square_sum(const Grad* gradient, int64_t count) {
-  constexpr int64_t kBlock = 1 << 12;  // values summed in float, so that their rounding stays far below the norm's
+  constexpr int64_t kSummed = 1 << 12;  // values summed in float: their rounding stays far below the norm's
   double total = 0.0;
-  for (int64_t start = 0; start < count; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, count);
+  for (int64_t start = 0; start < count; start += kSummed) {
+    const int64_t end = std::min(start + kSummed, count);
     f32x16 sum = {}, other = {};  // two chains of additions
     int64_t i = start;
     for (; i + 2 * kLanes <= end; i += 2 * kLanes) {

@@ -178,7 +178,7 @@ class AdamWEMA(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | None:
-        """Norm of all gradients at the latest step, before clipping, float32 on their device; None if never asked for."""
+        """Norm of all gradients at the latest step, before clipping, float32 on their device; None if not asked for."""
         return None if self._report is None else self._report.norm[0]
 
     @property

@@ -100,4 +100,4 @@ def _follow(work: Work, i: int, parameter: Tensor) -> None:
     teacher.copy_(formed)
     teacher_copy = work.tensors.teacher_copies[i]
     if teacher_copy is not None:
-        teacher_copy.copy_(teacher)
+        teacher_copy.copy_(formed)
