@@ -188,7 +188,7 @@ class AdamWEMA(Optimizer):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what `closure` returns, which forms the gradients anew."""
         loss = None
         if closure is not None:
@@ -266,7 +266,7 @@ class AdamWEMA(Optimizer):
                 f"params: expected the {count} parameters that the optimizer was given, got {len(parameters)} "
                 "in another list; add_param_group adds more"
             )
-        others: list[None] = [None] * (len(students) - count)
+        others: list[Any] = [None] * (len(students) - count)
         gradients = [parameter.grad for parameter in parameters]
         states = [self.state.get(parameter) for parameter in parameters]
         new = [i for i in range(count) if gradients[i] is not None and not states[i]]
@@ -303,7 +303,7 @@ class AdamWEMA(Optimizer):
             self._addresses = addresses
         return self._plan
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load this class's or torch.optim.AdamW's state. Raises ValueError for amsgrad, maximize or coupled decay."""
         groups = state_dict["param_groups"]
         for i, group in enumerate(groups):

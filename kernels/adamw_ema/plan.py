@@ -125,11 +125,11 @@ def find(tensors: Tensors, device: torch.device) -> Plan:
 
     Raises ValueError or TypeError as `adamw_ema_step_` documents.
     """
-    present = [tensor for part in tensors[:7] for tensor in part if tensor is not None]  # type: ignore[union-attr]
+    present = [tensor for part in tensors[:7] for tensor in part if tensor is not None]
     key = (
         device,
         *tensors.groups,
-        *[tensor is None for part in tensors[:7] for tensor in part],  # type: ignore[union-attr]
+        *[tensor is None for part in tensors[:7] for tensor in part],
         *map(Tensor.data_ptr, present),
         *map(_shape, present),
         *map(_dtype, present),

@@ -26,4 +26,4 @@ class Tensors(NamedTuple):
 
     def lasting(self) -> Iterator[tuple[str, Part]]:
         """(name, list) of everything but the gradients, in the order of the table's columns."""
-        return zip(self._fields[:7], self[:7], strict=True)  # type: ignore[arg-type]
+        return zip(self._fields[:7], self[:7], strict=True)

@@ -221,7 +221,7 @@ def prepare_kernel(
         if tl.program_id(0) == 0:
             tl.store(p_norm, norm)
             if SKIP:
-                tl.store(p_skipped, tl.load(p_skipped) + skip.to(tl.int64))
+                tl.store(p_skipped, tl.load(p_skipped) + 1 - (norm < float("inf")).to(tl.int64))
     # By its type: an empty gradient has no address.
     m_step = m_tensor & (tl.load(p_gradients + o_tensor * 2 + 1, mask=m_tensor, other=0) != 0)  # [BLOCK]
     if SKIP:
