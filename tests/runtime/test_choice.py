@@ -79,9 +79,9 @@ def test_an_op_has_three_names(op: object) -> None:
 
 def test_unknown_ops_are_refused() -> None:
     for op, got in (("emma", "'emma'"), (len, "'len'")):
-        with pytest.raises(ValueError, match=rf"op: expected one of ema_update_, .*, got {got}"):
+        with pytest.raises(ValueError, match=rf"op: expected one of AdamWEMA, .*ema_update_, .*, got {got}"):
             explain(op)
-    with pytest.raises(ValueError, match=r"op: expected one of ema, .*, got 'emma'"):
+    with pytest.raises(ValueError, match=r"op: expected one of .*ema, .*, got 'emma'"):
         rooms.api("emma")
 
 
