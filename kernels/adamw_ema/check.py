@@ -85,9 +85,11 @@ def check_gradients(tensors: Tensors) -> None:
         if gradient is None:
             continue
         check_gradient(i, parameter, gradient)
-        for name in ("exp_avgs", "exp_avg_sqs", "steps"):
-            if getattr(tensors, name)[i] is None:
-                raise ValueError(f"{name}[{i}]: expected a tensor, as gradients[{i}] is one, got None")
+        if tensors.exp_avgs[i] is None or tensors.exp_avg_sqs[i] is None or tensors.steps[i] is None:
+            lacking = next(
+                name for name in ("exp_avgs", "exp_avg_sqs", "steps") if getattr(tensors, name)[i] is None
+            )
+            raise ValueError(f"{lacking}[{i}]: expected a tensor, as gradients[{i}] is one, got None")
 
 
 def check_hyperparameters(

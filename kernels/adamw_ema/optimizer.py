@@ -186,7 +186,7 @@ class AdamWEMA(Optimizer):
         """How many steps were skipped for a norm that is not finite, int64 on the parameters' device."""
         return None if self._report is None else self._report.skipped[0]
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # torch.compiler.disable would load the compiler with this module
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what `closure` returns, which forms the gradients anew."""
