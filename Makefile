@@ -8,8 +8,9 @@ TYPED := build/typed
 demo: .venv/.installed
 	$(BIN)/python -m jepa_fast.bench.demo --output report.html
 
+# Files are not split over processes: what a file builds once (wheels, process groups, compilations) stays built once.
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
