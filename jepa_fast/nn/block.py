@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .attention import Attention
-from .layers import NORM_EPS, Linear, compute_dtype, linear
+from .layers import NORM_EPS, Linear, cast_parameter, compute_dtype, linear
 
 
 class _MLP(torch.autograd.Function):
@@ -18,7 +18,7 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         ctx.dtype = w1.dtype
-        w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in (w1, b1, w2, b2))
+        w1, b1, w2, b2 = (cast_parameter(parameter, x.dtype) for parameter in (w1, b1, w2, b2))
         before = linear(x, w1, b1)
         after = F.gelu(before)
         ctx.save_for_backward(x, w1, w2, before, after)

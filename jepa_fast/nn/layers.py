@@ -2,10 +2,12 @@
 
 Parameters, residual streams and LayerNorm stay in float32. Under `torch.autocast` the matrix products run in its
 dtype: a linear layer casts its input and its parameters, and returns that dtype. A training step uses each
-weight once, so no cast is repeated.
+weight once, so no cast is repeated; where the optimizer has written the cast already, `using_copies` saves it.
 """
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,31 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products on `x`: autocast's where it is on, else that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+_copy_of: Callable[[Tensor], Tensor] | None = None
+
+
+@contextmanager
+def using_copies(copy_of: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Linear layers take `copy_of(parameter)` where they would cast a parameter; None leaves the cast.
+
+    The copies must be equal to such casts while the context lasts.
+    """
+    global _copy_of
+    before, _copy_of = _copy_of, copy_of
+    try:
+        yield
+    finally:
+        _copy_of = before
+
+
+def cast_parameter(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """`parameter` in the dtype of a matrix product, without autograd."""
+    if parameter.dtype == dtype:
+        return parameter
+    copy = None if _copy_of is None else _copy_of(parameter)
+    return copy if copy is not None and copy.dtype == dtype else parameter.to(dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -46,9 +73,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.dtype = weight.dtype
-        weight = weight.to(x.dtype)
+        weight = cast_parameter(weight, x.dtype)
         ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias.to(x.dtype))
+        return linear(x, weight, cast_parameter(bias, x.dtype))
 
     @staticmethod
     @once_differentiable

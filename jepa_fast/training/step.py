@@ -1,15 +1,19 @@
 """The training step of I-JEPA."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from jepa_fast.kernels.adamw_ema.api import AdamWEMA
 from jepa_fast.kernels.ema.api import ema_update_
 from jepa_fast.kernels.latent_loss.api import latent_prediction_loss
 from jepa_fast.masks import Masks
 from jepa_fast.models import IJEPA
+from jepa_fast.nn.fused import Fused, set_fused
+from jepa_fast.nn.layers import using_copies
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -26,13 +30,19 @@ class IJEPAStep:
         model: trained in place, on the device and in the dtype it is in.
         precision: dtype of the matrix products. Parameters, residual streams, LayerNorm and loss stay in float32.
         teacher: the target encoder, updated in place; None starts it as a copy of `model.encoder`.
+        fused: which fused ops the model and the step run on: True for all, False for none, or a selection.
 
     Raises:
         ValueError: unknown `precision`.
     """
 
     def __init__(
-        self, model: IJEPA, *, precision: Precision = "float32", teacher: nn.Module | None = None
+        self,
+        model: IJEPA,
+        *,
+        precision: Precision = "float32",
+        teacher: nn.Module | None = None,
+        fused: bool | Fused = True,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
@@ -42,8 +52,21 @@ class IJEPAStep:
         self.predictor = model.predictor
         self.teacher = copy.deepcopy(model.encoder) if teacher is None else teacher
         self.teacher.requires_grad_(False)
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.encoder, self.predictor), fused=fused)
+        self.fused = fused if isinstance(fused, Fused) else Fused() if fused else Fused.none()
+        for part in (model, self.teacher):
+            set_fused(part, self.fused)
+        groups = parameter_groups(self.encoder, self.predictor)
+        self.optimizer: torch.optim.Optimizer
+        self._copies: _Copies | None = None
+        if self.fused.adamw_ema:
+            pairs = zip(self.teacher.parameters(), self.encoder.parameters(), strict=True)
+            copies = torch.bfloat16 if precision == "bfloat16" else None
+            self.optimizer = AdamWEMA(groups, teacher=pairs, copies=copies)
+            if copies is not None:
+                self._copies = _Copies(self.optimizer, [*model.parameters(), *self.teacher.parameters()])
+        else:
+            fusible = next(model.parameters()).device.type in ("cpu", "cuda")
+            self.optimizer = torch.optim.AdamW(groups, fused=fusible)
 
     def step(
         self, pixels: Tensor, masks: Masks, *, lr: float, weight_decay: float, momentum: float
@@ -64,7 +87,9 @@ class IJEPAStep:
         """
         check_batch(pixels, masks, self.model)
         device = pixels.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        copies = None if self._copies is None else self._copies.current()
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with autocast, using_copies(copies):
             with torch.no_grad():
                 target = self.teacher(pixels)
             prediction = self.model(pixels, masks)
@@ -75,9 +100,15 @@ class IJEPAStep:
 
         loss.backward()
         set_rates(self.optimizer, lr, weight_decay)
+        if isinstance(self.optimizer, AdamWEMA):
+            for group in self.optimizer.param_groups:
+                group["momentum"] = momentum
         self.optimizer.step()
+        if self._copies is not None:
+            self._copies.note()
         self.optimizer.zero_grad()
-        ema_update_(self.teacher.parameters(), self.encoder.parameters(), momentum)
+        if not isinstance(self.optimizer, AdamWEMA):
+            ema_update_(self.teacher.parameters(), self.encoder.parameters(), momentum)
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,6 +119,25 @@ class IJEPAStep:
         """Continues from what `state_dict` returned."""
         for part in PARTS:
             getattr(self, part).load_state_dict(state[part])
+
+
+class _Copies:
+    """The optimizer's low-precision copies, written anew where a tensor was changed by other means than its step."""
+
+    def __init__(self, optimizer: AdamWEMA, tensors: list[Tensor]) -> None:
+        self.optimizer, self.tensors = optimizer, tensors
+        self.note()
+
+    def note(self) -> None:
+        """The copies are right now."""
+        self.versions = [tensor._version for tensor in self.tensors]
+
+    def current(self) -> Callable[[Tensor], Tensor]:
+        """Gives the copy of a parameter."""
+        if self.versions != [tensor._version for tensor in self.tensors]:
+            self.optimizer.refresh_copies()
+            self.note()
+        return self.optimizer.copy_of
 
 
 def parameter_groups(encoder: nn.Module, predictor: nn.Module) -> list[dict[str, Any]]:

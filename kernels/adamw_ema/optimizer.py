@@ -311,9 +311,12 @@ class AdamWEMA(Optimizer):
                 wanted = _FOREIGN_DEFAULTS[name]
                 if group.get(name, wanted) != wanted:
                     raise ValueError(f"param_groups[{i}]: expected {name}={wanted}, got {group[name]}")
-        own = [{"momentum": group["momentum"]} for group in self.param_groups]
-        own += [{}] * (len(groups) - len(own))  # a number of groups that does not fit is refused below
-        completed = [{**mine, **group} for mine, group in zip(own, groups, strict=False)]
+        # A number of groups that does not fit is refused by the call below.
+        own = [group["momentum"] for group in self.param_groups] + [self.defaults["momentum"]] * len(groups)
+        completed = [
+            {**group, "momentum": group.get("momentum", mine)}
+            for mine, group in zip(own, groups, strict=False)
+        ]
         super().load_state_dict({**state_dict, "param_groups": completed})
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""Which fused ops the layers of the model stack run on."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The fused pieces of a training step, all on; each can be left out, to see what it gives."""
+
+    adamw_ema: bool = True
+    """AdamW, the teacher's moving average and the low-precision copies of both networks in one pass."""
+
+    @classmethod
+    def none(cls) -> "Fused":
+        """Every piece as plain PyTorch operators."""
+        return cls(**dict.fromkeys(cls.__dataclass_fields__, False))
+
+
+class FusedModule(nn.Module):
+    """A module with a fused way and a plain way; `set_fused` chooses."""
+
+    fused = Fused()
+
+
+def set_fused(module: nn.Module, fused: Fused) -> None:
+    """Chooses the pieces for `module` and all modules in it."""
+    for part in module.modules():
+        if isinstance(part, FusedModule):
+            part.fused = fused
