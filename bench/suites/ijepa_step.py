@@ -1,7 +1,7 @@
 """A whole I-JEPA training step against the published eager one, over masks that change from step to step."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -47,23 +47,23 @@ def build(precision: Precision, device: torch.device) -> Trial:
     ours = IJEPAStep(copy.deepcopy(model), precision=precision)
     eager = EagerIJEPAStep(model, precision=precision)
     return Trial(
-        ours=partial(_take, ours),
-        check=partial(_check, ours, eager, model, batches),
+        ours=partial(take, ours),
+        check=partial(check_losses, ours, model, batches),
         implementation="jepa_fast",
-        baselines={"I-JEPA eager": partial(_take, eager)},
+        baselines={"I-JEPA eager": partial(take, eager)},
         inputs=[(batch,) for batch in batches],
     )
 
 
-def _take(step: TrainingStep, batch: Batch) -> None:
+def take(step: TrainingStep, batch: Batch) -> None:
     step.step(*batch, **RATES._asdict())
 
 
-def _check(ours: IJEPAStep, eager: EagerIJEPAStep, model: IJEPA, batches: list[Batch]) -> ErrorCheck:
-    """The losses of the first steps, held to the budget of `measure/agreement.py`."""
+def check_losses(ours: IJEPAStep, model: IJEPA, batches: Sequence[Batch]) -> ErrorCheck:
+    """The losses of the first steps from the weights of `model`, held to the budget of `measure/agreement.py`."""
     contestants = {
         "ours": Contestant(ours),
-        "eager": Contestant(eager),
+        "eager": Contestant(EagerIJEPAStep(model, precision=ours.precision)),
         "reversed": Contestant(EagerIJEPAStep(model, precision=ours.precision), reverse=True),
     }
     if ours.precision != "float32":
