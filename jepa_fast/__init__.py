@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.rope.positions import Rope3D as Rope3D
     from jepa_fast.kernels.runtime.rooms import explain as explain
     from jepa_fast.kernels.sigreg.api import sigreg_loss as sigreg_loss
+    from jepa_fast.kernels.token_routing.api import assemble_predictor_tokens as assemble_predictor_tokens
+    from jepa_fast.kernels.token_routing.api import gather_tokens as gather_tokens
+    from jepa_fast.kernels.token_routing.api import pack_tokens as pack_tokens
 
 _HOMES = {
     "AdamWEMA": "jepa_fast.kernels.adamw_ema.api",
@@ -36,13 +39,16 @@ _HOMES = {
     "Rope3D": "jepa_fast.kernels.rope.positions",
     "Varlen": "jepa_fast.kernels.attention.masks",
     "adamw_ema_step_": "jepa_fast.kernels.adamw_ema.api",
+    "assemble_predictor_tokens": "jepa_fast.kernels.token_routing.api",
     "barlow_twins_loss": "jepa_fast.kernels.covariance.api",
     "covariance_loss": "jepa_fast.kernels.covariance.api",
     "ema_update_": "jepa_fast.kernels.ema.api",
     "explain": "jepa_fast.kernels.runtime.rooms",
     "flash_attn_varlen_func": "jepa_fast.kernels.attention.front_doors",
+    "gather_tokens": "jepa_fast.kernels.token_routing.api",
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
     "masked_attention": "jepa_fast.kernels.attention.api",
+    "pack_tokens": "jepa_fast.kernels.token_routing.api",
     "rope_3d": "jepa_fast.kernels.rope.api",
     "scaled_dot_product_attention": "jepa_fast.kernels.attention.front_doors",
     "sigreg_loss": "jepa_fast.kernels.sigreg.api",
@@ -58,14 +64,17 @@ __all__ = [
     "Rope3D",
     "Varlen",
     "adamw_ema_step_",
+    "assemble_predictor_tokens",
     "barlow_twins_loss",
     "covariance_loss",
     "ema_update_",
     "explain",
     "flash_attn_varlen_func",
+    "gather_tokens",
     "latent_prediction_loss",
     "masked_attention",
     "models",
+    "pack_tokens",
     "rope_3d",
     "scaled_dot_product_attention",
     "sigreg_loss",
