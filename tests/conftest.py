@@ -1,4 +1,8 @@
 import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +30,53 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     # Only where the library was not built; one that is there and does not load has to fail.
     if item.get_closest_marker("native") and native.library_path() is None:
         pytest.skip(f"{native.LIBRARY} was not built")
+
+
+WORLD = 4
+SECONDS = 120
+
+
+@pytest.fixture(scope="session")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+    """spread(path): what run() of the Python file there returned in each of four processes, by rank.
+
+    They form a gloo group and are forked from a process that has imported torch and its compiler: importing is most
+    of what they would do.
+    """
+    import multiprocessing
+
+    import torch
+    import torch.multiprocessing as mp
+
+    multiprocessing.set_forkserver_preload(["torch._dynamo", "jepa_fast", __name__])
+
+    def run(worker: str) -> list[Any]:
+        folder = tmp_path_factory.mktemp("spread")
+        arguments = (worker, str(folder))
+        processes = mp.start_processes(_one_of_many, arguments, WORLD, join=False, start_method="forkserver")
+        deadline = time.monotonic() + SECONDS
+        try:
+            while not processes.join(timeout=1.0):  # raises what a process raised
+                assert time.monotonic() < deadline, f"{worker}: not done in {SECONDS} s"
+        finally:
+            for process in processes.processes:
+                process.kill()
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+    return run
+
+
+def _one_of_many(rank: int, worker: str, folder: str) -> None:
+    import runpy
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    store, timeout = dist.FileStore(f"{folder}/store", WORLD), timedelta(seconds=SECONDS)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timeout)
+    try:
+        torch.save(runpy.run_path(worker)["run"](), Path(folder, f"{rank}.pt"))
+    finally:
+        dist.destroy_process_group()

@@ -45,6 +45,7 @@ def covariance_loss(
     *,
     normalization: str = "vicreg",
     group: Group | None = None,
+    averaged_gradients: bool = False,
     return_statistics: bool = False,
     implementation: str = "auto",
 ) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
@@ -59,7 +60,7 @@ def covariance_loss(
         "dim"     D           "vicreg", "lightly", "solo_learn", "stable_pretraining"
         "pairs"   D(D - 1)    "eb_jepa": the mean over pairs; D at least 2
 
-    group: a torch.distributed process group over which the batch is spread, see `vicreg_loss`.
+    group, averaged_gradients: for a batch that is spread over processes, see `vicreg_loss`.
     return_statistics: also return `CollapseStatistics`, which cost nothing: (loss, statistics).
     implementation: "auto", "triton", "native" or "reference".
 
@@ -68,7 +69,7 @@ def covariance_loss(
     if normalization not in DIVISORS:
         raise ValueError(_expected("normalization", DIVISORS, normalization))
     settings = Settings(VICREG, 0.0, 0.0, 1.0, 0.0, 0.0, DIVISORS[normalization], False)
-    return _loss((z,), settings, group, return_statistics, implementation)
+    return _loss((z,), settings, group, averaged_gradients, return_statistics, implementation)
 
 
 def variance_loss(
@@ -76,6 +77,7 @@ def variance_loss(
     *,
     eps: float = 1e-4,
     group: Group | None = None,
+    averaged_gradients: bool = False,
     return_statistics: bool = False,
     implementation: str = "auto",
 ) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
@@ -87,7 +89,7 @@ def variance_loss(
     effective rank is NaN.
     """
     settings = Settings(VICREG, 0.0, 1.0, 0.0, 0.0, float(eps), False, False)
-    return _loss((z,), settings, group, return_statistics, implementation)
+    return _loss((z,), settings, group, averaged_gradients, return_statistics, implementation)
 
 
 def vicreg_loss(
@@ -100,6 +102,7 @@ def vicreg_loss(
     eps: float = 1e-4,
     normalization: str = "vicreg",
     group: Group | None = None,
+    averaged_gradients: bool = False,
     return_statistics: bool = False,
     implementation: str = "auto",
 ) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
@@ -122,10 +125,12 @@ def vicreg_loss(
     eps: added to the variance, at least 0.
     group: a torch.distributed process group over which the batch is spread by rows: the loss is that of all rows,
         the same on every process, and the gradient is that of this loss with respect to the local rows. Processes
-        may hold different numbers of rows, none too. DistributedDataParallel averages gradients over processes, so
-        under it call backward on `world_size * loss` for the gradient of the loss. Every process has to call, all
-        collectives are in the forward pass, and the host reads the processes' row counts. Not traceable:
-        torch.compile breaks the graph here, and refuses under fullgraph=True.
+        may hold different numbers of rows, none too. Every process has to call, all collectives are in the forward
+        pass, and the host reads the processes' row counts. Not traceable: torch.compile breaks the graph here, and
+        refuses under fullgraph=True.
+    averaged_gradients: multiplies the gradient by the number of processes, for DDP and FSDP, which average the
+        processes' gradients: parameters then receive the gradient of the whole batch's loss. Without, they would
+        receive it divided by that number. No group: no effect.
     return_statistics: also return `CollapseStatistics` of both views, at no cost: (loss, statistics).
     implementation: "auto", "triton", "native" or "reference".
 
@@ -144,7 +149,7 @@ def vicreg_loss(
         _check_number(name, weight)
     weights = (float(invariance), share * float(variance), float(covariance))
     settings = Settings(VICREG, *weights, 0.0, float(eps), PAIRS[normalization], False)
-    return _loss((z_a, z_b), settings, group, return_statistics, implementation)
+    return _loss((z_a, z_b), settings, group, averaged_gradients, return_statistics, implementation)
 
 
 def barlow_twins_loss(
@@ -155,6 +160,7 @@ def barlow_twins_loss(
     eps: float = 1e-5,
     normalization: str = "barlow_twins",
     group: Group | None = None,
+    averaged_gradients: bool = False,
     return_statistics: bool = False,
     implementation: str = "auto",
 ) -> Any:  # Tensor, or (Tensor, CollapseStatistics)
@@ -178,11 +184,16 @@ def barlow_twins_loss(
     factor, unbiased = BARLOW_FORMS[normalization]
     _check_number("off_diagonal", off_diagonal)
     settings = Settings(BARLOW, 0.0, 0.0, factor, float(off_diagonal), float(eps), False, unbiased)
-    return _loss((z_a, z_b), settings, group, return_statistics, implementation)
+    return _loss((z_a, z_b), settings, group, averaged_gradients, return_statistics, implementation)
 
 
 def _loss(
-    views: Views, settings: Settings, group: Group | None, return_statistics: bool, implementation: str
+    views: Views,
+    settings: Settings,
+    group: Group | None,
+    averaged_gradients: bool,
+    return_statistics: bool,
+    implementation: str,
 ) -> Any:
     _check_views(views)
     _check(views, settings, group)
@@ -191,16 +202,19 @@ def _loss(
     if group is not None:
         from .spread import untraced
 
-        found = untraced(_spread, views, settings, group, implementation)
+        found = untraced(_spread, views, settings, group, averaged_gradients, implementation)
     else:
-        found = _Covariance.apply(*_padded(views), settings, None, implementation)
+        found = _Covariance.apply(*_padded(views), settings, None, 1, implementation)
     loss, deviation, rank = found
     return (loss, CollapseStatistics(deviation, rank)) if return_statistics else loss
 
 
-def _spread(views: Views, settings: Settings, group: Group, implementation: str) -> tuple[Tensor, ...]:
-    alone = collective.size(group) == 1
-    return _Covariance.apply(*_padded(views), settings, None if alone else group, implementation)
+def _spread(
+    views: Views, settings: Settings, group: Group, averaged_gradients: bool, implementation: str
+) -> tuple[Tensor, ...]:
+    world = collective.size(group)
+    factor = world if averaged_gradients else 1
+    return _Covariance.apply(*_padded(views), settings, None if world == 1 else group, factor, implementation)
 
 
 def _padded(views: Views) -> tuple[Tensor, Tensor | None]:
@@ -222,11 +236,12 @@ class _Covariance(torch.autograd.Function):
         z_b: Tensor | None,
         settings: Settings,
         group: Group | None,
+        factor: int,
         implementation: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad[:2])
         views = _views(z_a, z_b)
-        ctx.dtype, ctx.arguments = z_a.dtype, (settings, group, implementation)
+        ctx.dtype, ctx.factor, ctx.arguments = z_a.dtype, factor, (settings, group, implementation)
         if torch.compiler.is_compiling():
             loss, deviation, rank, *found = torch.ops.jepa_fast.covariance_terms(
                 z_a, z_b, *settings, wanted, implementation
@@ -244,6 +259,7 @@ class _Covariance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        upstream = upstream * ctx.factor if ctx.factor != 1 else upstream
         if ctx.compiled:
             found: list[Tensor] = [(g * upstream).to(ctx.dtype) for g in ctx.saved_tensors if g.numel()]
         else:
@@ -260,7 +276,7 @@ class _Covariance(torch.autograd.Function):
                 torch._foreach_mul_(gradients, upstream.to(gradients[0].dtype))
             found = [gradient.to(ctx.dtype) for gradient in gradients]
         second = found[1] if len(found) == 2 else None
-        return found[0], second, None, None, None
+        return found[0], second, None, None, None, None
 
 
 def _evaluate(

@@ -39,10 +39,10 @@ def gather(tensor: Tensor, group: Group) -> Tensor:
     tensor = tensor.contiguous()
     out = torch.empty((size(group), *tensor.shape), dtype=tensor.dtype, device=tensor.device)
     if tensor.numel():
+        # Its name since torch 2.13, which warns of the one before.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         # As bytes: not every backend knows every floating-point type.
-        dist.all_gather_into_tensor(
-            out.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8), group=group
-        )
+        all_gather(out.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8), group=group)
     return out
 
 

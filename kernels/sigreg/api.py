@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from ..runtime import library
+from ..runtime import collective, library
 from ..runtime.choice import Explanation, Operation
 from .settings import VARIANTS, Settings
 
@@ -53,7 +53,8 @@ def sigreg_loss(
         Loss and gradient are those of the whole batch on one process: every rank returns the same loss and the
         gradient with respect to its own rows. Sums are reduced in one collective, in the forward pass.
     averaged_gradients: multiplies the gradient by the number of processes, for DDP and FSDP, which average the
-        ranks' gradients: the parameters then receive the gradient of the whole batch's loss, as with `lejepa`.
+        processes' gradients: parameters then receive the gradient of the whole batch's loss. Without, they would
+        receive it divided by that number. No group: no effect.
     variant: the public implementation to follow, "lejepa", or
         "lightly", "lewm": the same formula (lewm: x is [T, B, D], one process; with a group as here);
         "levljepa": the same with 4096 slices;
@@ -178,9 +179,7 @@ def _settings(
         raise TypeError(f"x: expected a floating-point dtype, got {x.dtype}")
     if x.ndim < 2 or x.shape[-1] == 0 or math.prod(x.shape[:-2]) == 0:
         raise ValueError(f"x: expected [..., N, D] with at least one view and feature, got {list(x.shape)}")
-    if group is not None and not isinstance(group, ProcessGroup):
-        raise TypeError(f"group: expected a ProcessGroup that this process is in, got {group!r}")
-    world_size = 1 if group is None else group.size()
+    world_size = collective.size(group)
     if form.standardized and world_size > 1:
         raise ValueError(f"group: the variant {variant} is defined for one process, got {world_size}")
     samples = math.prod(x.shape[:-1]) if form.flattened else x.shape[-2]

@@ -1,11 +1,9 @@
 """Under a group: loss and gradient are those of one process on the whole batch, however the rows are spread."""
 
-import importlib.util
-import os
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,45 +17,19 @@ pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
 ]
-WORKER = Path(__file__).with_name("worker.py")
-SECONDS = 200
+WORKER = str(Path(__file__).with_name("worker.py"))
+worker = SimpleNamespace(**runpy.run_path(WORKER))
 
 
-def load_worker() -> Any:
-    specification = importlib.util.spec_from_file_location("covariance_worker", WORKER)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def every_world(spread: Callable[[str], list[Any]]) -> list[dict[int, dict[Any, Any]]]:
+    return spread(WORKER)
 
 
-worker = load_worker()
-
-
-@pytest.fixture(scope="module", params=[2, 4])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What each process found, in the order of ranks."""
-    world, folder = request.param, tmp_path_factory.mktemp(f"world{request.param}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("TRITON_INTERPRET", None)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(world), str(folder)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for process in processes:
-            _, complaint = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, complaint
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
+@pytest.fixture(params=[2, 4])
+def results(request: pytest.FixtureRequest, every_world: list[Any]) -> list[dict[Any, Any]]:
+    """What each process of a group of this size found, in the order of ranks."""
+    return [found[request.param] for found in every_world[: request.param]]
 
 
 def single(name: str, views: Any, implementation: str) -> tuple[torch.Tensor, ...]:
@@ -128,13 +100,23 @@ def test_too_few_rows_over_all_processes_is_an_error_on_each(results: list[dict[
     assert all(result["errors"] == [message, message] for result in results)
 
 
-def test_under_ddp_the_world_size_restores_the_gradient(results: list[dict[Any, Any]]) -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Linear(40, 24)
-    first, second = (model(view) for view in worker.whole_batch(40, torch.float32))
-    jepa_fast.vicreg_loss(first, second).backward()
+def test_averaged_gradients(results: list[dict[Any, Any]]) -> None:
     for result in results:
-        torch.testing.assert_close(result["training"], model.weight.grad, rtol=1e-4, atol=1e-6)
+        for plain, averaged in zip(result["averaged"][::2], result["averaged"][1::2], strict=True):
+            assert torch.equal(averaged[0], plain[0])
+            for found, gradient in zip(averaged[1:], plain[1:], strict=True):
+                torch.testing.assert_close(found, len(results) * gradient)
+
+
+def test_ddp_parameters_receive_the_gradient_of_the_whole_batch(results: list[dict[Any, Any]]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(40, 24).double()
+    first, second = (model(view) for view in worker.whole_batch(40, torch.float64))
+    loss = jepa_fast.vicreg_loss(first, second)
+    loss.backward()
+    for result in results:
+        expected = (loss.detach(), model.weight.grad)
+        torch.testing.assert_close(result["training"], expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.fixture
@@ -151,7 +133,13 @@ def test_a_group_of_one_is_no_group(lonely: Any, implementation: str) -> None:
     for function, count, options in worker.LOSSES.values():
         leaves = [view.clone().requires_grad_() for view in views[:count]]
         found, expected = (
-            function(*leaves, **options, group=group, implementation=implementation)
+            function(
+                *leaves,
+                **options,
+                group=group,
+                averaged_gradients=group is not None,
+                implementation=implementation,
+            )
             for group in (lonely, None)
         )
         assert torch.equal(found, expected)

@@ -23,8 +23,15 @@ LOSSES = (
     "barlow",
     "barlow_unbiased",
 )
-# Gram and tiled form; one block and several, whole and ragged, of rows and of columns; splits of the sum.
-SHAPES = ((5, 48), (70, 140), (33, 600), (140, 70), (300, 17), (64, 64))
+# Gram and tiled form of one ragged block for every loss; several blocks, whole and ragged, of rows and of columns, and
+# splits of the sum for those that use all kernels.
+SMALL = ((5, 48), (40, 17))
+LARGE = ((70, 140), (33, 600), (140, 70), (64, 64))
+CASES = [
+    *((shape, name, dtype) for shape in SMALL for name in LOSSES for dtype in DTYPES),
+    *((shape, name, torch.float32) for shape in LARGE for name in ("vicreg", "barlow")),
+    *((shape, name, dtype) for shape in LARGE[::2] for name in ("vicreg", "barlow") for dtype in DTYPES[1:]),
+]
 Check = Callable[..., None]
 
 
@@ -48,9 +55,7 @@ def hold(evaluate, eager, oracle) -> Check:
     return check
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "name", "dtype"), CASES)
 def test_shapes_and_dtypes(draw, hold: Check, shape: tuple[int, int], name: str, dtype: torch.dtype) -> None:
     hold(name, draw(*shape, dtype))
 
@@ -92,7 +97,7 @@ def test_statistics(draw, shape: tuple[int, int]) -> None:
     assert found.effective_rank.shape == (1,)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["covariance", "variance", "vicreg", "barlow"])
 @pytest.mark.parametrize("shape", [(6, 48), (48, 6)])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, in the interpreter
@@ -113,9 +118,9 @@ def test_constant_feature(draw, evaluate, oracle) -> None:
             torch.testing.assert_close(list(found), expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["variance", "vicreg", "barlow"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(17, 90), (90, 17)])
+@pytest.mark.parametrize("shape", [(17, 48), (48, 17)])
 def test_every_output_is_written(
     draw, evaluate, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], dtype: torch.dtype, name: str
 ) -> None:

@@ -1,8 +1,4 @@
-"""What one process of test_distributed.py computes; run by itself, so that every process imports it afresh."""
-
-import sys
-from datetime import timedelta
-from pathlib import Path
+"""What one process of test_distributed.py computes; tests/conftest.py runs it."""
 
 import torch
 import torch.distributed as dist
@@ -37,9 +33,16 @@ def whole_batch(features: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
     return first.to(dtype), second.to(dtype)
 
 
-def run(rank: int, world: int, folder: Path) -> None:
-    group = dist.group.WORLD
-    results = {}
+def run() -> dict[int, dict[object, object]]:
+    """What this process found in a group of 4 processes and, if it is one of them, of 2: by size."""
+    pair = dist.new_group([0, 1])
+    groups = {4: dist.group.WORLD, 2: pair}
+    return {world: work(group) for world, group in groups.items() if dist.get_rank() < world}
+
+
+def work(group: dist.ProcessGroup) -> dict[object, object]:
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    results: dict[object, object] = {}
     for split in SPLITS[world]:
         start = sum(split[:rank])
         mine = slice(start, start + split[rank])
@@ -57,11 +60,12 @@ def run(rank: int, world: int, folder: Path) -> None:
                     results[key] = (value.detach(), gradients, statistics)
     results["dominated"] = dominated(rank, world, group)
     results["errors"] = errors(group)
+    results["averaged"] = averaged(rank, world, group)
     results["training"] = training(rank, world, group)
-    torch.save(results, folder / f"{rank}.pt")
+    return results
 
 
-def dominated(rank: int, world: int, group: object) -> tuple[torch.Tensor, torch.Tensor]:
+def dominated(rank: int, world: int, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
     """One feature outweighs the rest: the Gram form changes to float64 on every process."""
     first = whole_batch(40, torch.float32)[0]
     first[:, 3] *= 1000.0
@@ -70,39 +74,39 @@ def dominated(rank: int, world: int, group: object) -> tuple[torch.Tensor, torch
     return loss.detach(), torch.autograd.grad(loss, mine)[0]
 
 
-def errors(group: object) -> list[str]:
+def errors(group: dist.ProcessGroup) -> list[str]:
     """One row in all, and a gather of nothing."""
     messages = []
     for implementation in ("native", "reference"):
-        rows = 1 if dist.get_rank() == 0 else 0
+        rows = 1 if dist.get_rank(group) == 0 else 0
         try:
             jepa_fast.variance_loss(torch.zeros(rows, 3), group=group, implementation=implementation)
         except ValueError as error:
             messages.append(str(error))
-    assert collective.gather(torch.zeros(0, 3), group).shape == (dist.get_world_size(), 0, 3)
+    assert collective.gather(torch.zeros(0, 3), group).shape == (dist.get_world_size(group), 0, 3)
     assert algorithm.MOST_CANCELLATION > 1
     return messages
 
 
-def training(rank: int, world: int, group: object) -> torch.Tensor:
-    """The weight of a projector's gradient under DistributedDataParallel."""
+def averaged(rank: int, world: int, group: dist.ProcessGroup) -> list[tuple[torch.Tensor, ...]]:
+    """The loss and the gradient of each loss as they are, and for processes whose gradients are averaged."""
+    found = []
+    for loss, count, options in LOSSES.values():
+        for choice in (False, True):
+            views = [v.chunk(world)[rank].clone() for v in whole_batch(40, torch.float32)[:count]]
+            leaves = [view.requires_grad_() for view in views]
+            value = loss(*leaves, **options, group=group, averaged_gradients=choice)
+            found.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    return found
+
+
+def training(rank: int, world: int, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and the gradient of a projector's weight under DistributedDataParallel."""
     torch.manual_seed(0)
-    model = torch.nn.Linear(40, 24)
-    wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    views = [view.chunk(world)[rank] for view in whole_batch(40, torch.float32)]
+    model = torch.nn.Linear(40, 24).double()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model, process_group=group)
+    views = [view.chunk(world)[rank] for view in whole_batch(40, torch.float64)]
     first, second = wrapped(torch.cat(views)).chunk(2)
-    (world * jepa_fast.vicreg_loss(first, second, group=group)).backward()
-    return model.weight.grad
-
-
-if __name__ == "__main__":
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
-    try:
-        run(rank, world, folder)
-    finally:
-        dist.destroy_process_group()
+    loss = jepa_fast.vicreg_loss(first, second, group=group, averaged_gradients=True)
+    loss.backward()
+    return loss.detach(), model.weight.grad

@@ -1,11 +1,10 @@
 """A batch in pieces on 2 and 4 processes gives the loss and the gradients of the whole batch on one."""
 
-import importlib.util
-import os
-import subprocess
-import sys
+import runpy
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,49 +18,19 @@ pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo"),
 ]
-WORKER = Path(__file__).with_name("distributed_worker.py")
-TIMEOUT_S = 240
+WORKER = str(Path(__file__).with_name("worker.py"))
+worker = SimpleNamespace(**runpy.run_path(WORKER))
 
 
-def load_worker() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("distributed_worker", WORKER)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def every_world(spread: Callable[[str], list[Any]]) -> list[dict[int, dict[str, Any]]]:
+    return spread(WORKER)
 
 
-worker = load_worker()
-
-
-@pytest.fixture(scope="module", params=[2, 4])
-def results(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[dict]]:
-    """The world size and what every rank found."""
-    world = request.param
-    folder = tmp_path_factory.mktemp(f"world{world}")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(WORKER),
-                str(rank),
-                str(world),
-                str(folder / "store"),
-                str(folder / f"{rank}"),
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
-    return world, [torch.load(folder / f"{rank}") for rank in range(world)]
+@pytest.fixture(params=[2, 4])
+def results(request: pytest.FixtureRequest, every_world: list[Any]) -> tuple[int, list[dict]]:
+    """The size of a group and what each of its processes found, by rank."""
+    return request.param, [found[request.param] for found in every_world[: request.param]]
 
 
 def whole(x: Tensor, **options: object) -> tuple[Tensor, Tensor]:
@@ -142,5 +111,5 @@ def test_a_group_of_one_changes_nothing(alone) -> None:
 
 
 def test_what_is_no_group_is_named() -> None:
-    with pytest.raises(TypeError, match="group: expected a ProcessGroup that this process is in, got -100"):
+    with pytest.raises(TypeError, match=r"group: expected a torch.distributed.ProcessGroup .*, got int"):
         sigreg_loss(worker.batch(), group=-100)

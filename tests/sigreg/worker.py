@@ -1,13 +1,7 @@
-"""One process of test_distributed.py: `python distributed_worker.py RANK WORLD STORE OUTPUT`.
-
-Writes {case: (loss, gradient of the own rows)} to OUTPUT.
-"""
-
-import sys
-from datetime import timedelta
+"""What one process of test_distributed.py computes; tests/conftest.py runs it."""
 
 import torch
-import torch.distributed
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,8 +30,16 @@ def model() -> torch.nn.Linear:
     return torch.nn.Linear(FEATURES, FEATURES).double()
 
 
-def run(rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
-    group = torch.distributed.group.WORLD
+def run() -> dict[int, dict[str, tuple[Tensor, Tensor]]]:
+    """What this process found in a group of 4 processes and, if it is one of them, of 2: by size."""
+    pair = dist.new_group([0, 1])
+    groups = {4: dist.group.WORLD, 2: pair}
+    return {world: work(group) for world, group in groups.items() if dist.get_rank() < world}
+
+
+def work(group: dist.ProcessGroup) -> dict[str, tuple[Tensor, Tensor]]:
+    """{case: (loss, gradient of the own rows)}."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
     found = {}
 
     def record(name: str, x: Tensor, **options: object) -> None:
@@ -65,29 +67,9 @@ def run(rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
     loss.backward()
     found["compiled"] = (loss.detach(), leaf.grad)
 
-    ddp = DistributedDataParallel(model())
+    ddp = DistributedDataParallel(model(), process_group=group)
     own = shard(batch(dtype=torch.float64), SPLITS[world]["even"], rank)
     loss = sigreg_loss(ddp(own), num_slices=37, seed=7, group=group, averaged_gradients=True)
     loss.backward()
     found["ddp"] = (loss.detach(), ddp.module.weight.grad)
     return found
-
-
-def main() -> None:
-    rank, world = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{sys.argv[3]}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=120),
-    )
-    try:
-        torch.save(run(rank, world), sys.argv[4])
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
