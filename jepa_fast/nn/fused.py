@@ -12,6 +12,9 @@ class Fused:
     adamw_ema: bool = True
     """AdamW, the teacher's moving average and the low-precision copies of both networks in one pass."""
 
+    token_routing: bool = True
+    """The predictor's input, written once: no sort, no repeats of context and positions."""
+
     @classmethod
     def none(cls) -> "Fused":
         """Every piece as plain PyTorch operators."""

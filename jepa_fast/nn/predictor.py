@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor, nn
 
+from jepa_fast.kernels.token_routing.api import assemble_predictor_tokens
+
 from .block import Block
+from .fused import FusedModule
 from .layers import INIT_STD, NORM_EPS, Linear
 from .positional import sincos_2d
 
 MLP_RATIO = 4
 
 
-class Predictor(nn.Module):
+class Predictor(FusedModule):
     """A narrow vision transformer that predicts embeddings of target patches from those of context patches.
 
     As published with I-JEPA (arXiv:2301.08243); the state dict has its keys. `side` is the side of the square
@@ -41,17 +44,33 @@ class Predictor(nn.Module):
         Returns:
             `[M * E * B, Np, encoder_dim]` in the compute dtype; row `(m * E + e) * B + b`.
         """
+        x = self.predictor_embed(context)
         position = self.predictor_pos_embed[0]
-        batch = len(context) // num_context
-        num_masks, num_targets = len(target_index) // batch, target_index.shape[1]
-
-        x = self.predictor_embed(context) + position[context_index]  # [E * B, Nc, dim]
-        targets = (self.mask_token + position[target_index]).unflatten(0, (num_masks, 1, batch))
-        targets = targets.expand(-1, num_context, -1, -1, -1).flatten(1, 2)  # [M, E * B, Np, dim]
-        x = torch.cat([x.expand(num_masks, -1, -1, -1), targets], dim=2).flatten(0, 1)
-
+        if self.fused.token_routing:
+            x = assemble_predictor_tokens(
+                x, context_index, target_index, position, self.mask_token, num_context=num_context
+            )
+        else:
+            x = assemble(x, context_index, target_index, position, self.mask_token, num_context)
         *blocks, last = self.predictor_blocks
         for block in blocks:
             x = block(x)
-        x = last(x, num_targets)  # what the last block makes of the context tokens is not read
+        x = last(x, target_index.shape[1])  # what the last block makes of the context tokens is not read
         return self.predictor_proj(self.predictor_norm(x))
+
+
+def assemble(
+    context: Tensor,
+    context_index: Tensor,
+    target_index: Tensor,
+    position: Tensor,
+    mask_token: Tensor,
+    num_context: int,
+) -> Tensor:
+    """`assemble_predictor_tokens` in plain PyTorch operators."""
+    batch = len(context) // num_context
+    num_masks = len(target_index) // batch
+    x = context + position[context_index]  # [E * B, Nc, D]
+    targets = (mask_token + position[target_index]).unflatten(0, (num_masks, 1, batch))
+    targets = targets.expand(-1, num_context, -1, -1, -1).flatten(1, 2)  # [M, E * B, Np, D]
+    return torch.cat([x.expand(num_masks, -1, -1, -1), targets], dim=2).flatten(0, 1)
