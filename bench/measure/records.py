@@ -1,6 +1,7 @@
 """What a benchmark run leaves behind: one JSON file of rows and the machine that they belong to."""
 
 import datetime as dt
+import os
 from pathlib import Path
 
 import msgspec
@@ -71,6 +72,8 @@ class Record(msgspec.Struct, kw_only=True):
     load_average: float | None
     """Programs that ran in the minute before, on average; None where the system does not tell."""
     rows: list[Row]
+    complete: bool = True
+    """False where the run was stopped before its last case."""
 
     @property
     def file_name(self) -> str:
@@ -84,11 +87,14 @@ class _Version(msgspec.Struct):
 def save_record(record: Record, folder: Path) -> Path:
     """Write the record as JSON into `folder`, which is made if missing, and return the file's path.
 
+    A record of the same name is replaced in one move, so that it can be saved anew after every case.
     Raises OSError if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file_name
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    os.replace(partial, path)
     return path
 
 

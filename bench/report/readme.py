@@ -1,4 +1,5 @@
-"""Writes the README's tables of figures from the records in bench/results/: of every suite the newest on each machine.
+"""Writes the README's tables of figures from the complete records in bench/results/: of every suite the newest on each
+machine.
 
     python -m jepa_fast.bench.report.readme README.md
 
@@ -31,7 +32,8 @@ def main(readme: Path, results: Path = RESULTS) -> None:
     if not (begin and end):
         raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
     records = {path: load_record(path) for path in results.glob("*.json") if path.name != "codegen.json"}
-    tables = [section(path, record) for path, record in newest(records).items()]
+    complete = {path: record for path, record in records.items() if record.complete}
+    tables = [section(path, record) for path, record in newest(complete).items()]
     readme.write_text(before + "\n\n".join([begin, *tables, end]) + after)
 
 

@@ -3,7 +3,9 @@
 import datetime as dt
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +29,7 @@ class Bench:
 
     A case is timed only after its errors were held against a float64 oracle. A and B
     run interleaved; the verdict is faster, slower, same, or cannot tell.
+    Ctrl-C shows and saves what was measured up to then.
     Exit code: 0, or 2 for bad usage; a slower result is no failure.
     """
 
@@ -90,37 +93,45 @@ def run(config: Bench) -> int:
             style="yellow",
             highlight=False,
         )
-    rows = _run_cases(chosen, device, budget, console)
-    for table in tables(rows, console.width):
-        console.print(table)
-    if config.save:
-        record = Record(
-            created=dt.datetime.now(dt.UTC),
-            command=shlex.join(["jepa-fast", *sys.argv[1:]]),
-            machine=machine,
-            load_average=load,
-            rows=rows,
-        )
-        console.print(f"saved to {save_record(record, config.results)}", highlight=False, soft_wrap=True)
+    record = Record(
+        created=dt.datetime.now(dt.UTC),
+        command=shlex.join(["jepa-fast", *sys.argv[1:]]),
+        machine=machine,
+        load_average=load,
+        rows=[],
+        complete=False,
+    )
+    save = partial(save_record, record, config.results) if config.save else lambda: None
+    try:
+        for rows in _run_cases(chosen, device, budget, console):
+            record.rows += rows
+            save()
+        record.complete = True
+    finally:  # also when it is interrupted: what was measured is shown and kept
+        for table in tables(record.rows, console.width):
+            console.print(table)
+        path = save()
+        if path is not None:
+            what = "saved" if record.complete else "stopped; what was measured is saved"
+            console.print(f"{what} to {path}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _run_cases(
     chosen: "list[tuple[str, Case]]", device: "torch.device", budget: float, console: "Console"
-) -> "list[Row]":
+) -> "Iterator[list[Row]]":
+    """The rows of each case as they come."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from jepa_fast.bench.measure import run_case
 
-    rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(chosen))
         for suite, case in chosen:
             progress.update(task, description=f"{suite}: {case.shape} {case.dtype}")
-            rows += run_case(case, suite=suite, device=device, budget_s=budget)
+            yield run_case(case, suite=suite, device=device, budget_s=budget)
             progress.advance(task)
-    return rows
 
 
 def _check_writable(folder: Path) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jepa_fast.bench.measure import load_record
+from jepa_fast.bench import measure
+from jepa_fast.bench.measure import Row, load_record, run_case
 from jepa_fast.commands.bench import Bench, run
 from jepa_fast.commands.errors import UsageError
 
@@ -23,6 +24,24 @@ def test_a_quick_run_prints_its_rows_and_saves_a_record(
     assert [row.suite for row in record.rows] == ["host_cost"] * 2 + ["latent_loss"] * 2
     assert not any(row.reason for row in record.rows)
     assert all(row.time is not None for row in record.rows)
+
+
+def test_an_interrupted_run_keeps_what_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = iter([run_case, interrupt])
+    monkeypatch.setattr(measure, "run_case", lambda *args, **options: next(cases)(*args, **options))
+    with pytest.raises(KeyboardInterrupt):
+        run(Bench(("latent_loss",), quick=True, budget=0.05, save=True, results=tmp_path))
+    (path,) = tmp_path.iterdir()
+    assert f"stopped; what was measured is saved to {path}" in capsys.readouterr().out
+    record = load_record(path)
+    assert not record.complete
+    assert [row.suite for row in record.rows] == ["latent_loss"]
+
+
+def interrupt(*_: object, **__: object) -> list[Row]:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

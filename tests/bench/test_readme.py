@@ -31,7 +31,8 @@ def dated(day: int, *suites: str, cpu: str = "Some CPU") -> Record:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
-    for one in (dated(1, "ema", "old"), dated(2, "ema", "new"), dated(1, "ema", cpu="Another CPU")):
+    stopped = replace(dated(3, "ema"), complete=False)
+    for one in (dated(1, "ema", "old"), dated(2, "ema", "new"), dated(1, "ema", cpu="Another CPU"), stopped):
         save_record(one, folder)
     return folder
 
