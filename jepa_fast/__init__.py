@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.covariance.api import variance_loss as variance_loss
     from jepa_fast.kernels.covariance.api import vicreg_loss as vicreg_loss
     from jepa_fast.kernels.ema.api import ema_update_ as ema_update_
+    from jepa_fast.kernels.gelu_mlp.api import gelu_mlp as gelu_mlp
     from jepa_fast.kernels.latent_loss.api import latent_prediction_loss as latent_prediction_loss
+    from jepa_fast.kernels.layer_norm.api import add_layer_norm as add_layer_norm
+    from jepa_fast.kernels.layer_norm.api import layer_norm as layer_norm
     from jepa_fast.kernels.rope.api import rope_3d as rope_3d
     from jepa_fast.kernels.rope.positions import Rope3D as Rope3D
     from jepa_fast.kernels.runtime.rooms import explain as explain
@@ -36,12 +39,15 @@ _HOMES = {
     "Rope3D": "jepa_fast.kernels.rope.positions",
     "Varlen": "jepa_fast.kernels.attention.masks",
     "adamw_ema_step_": "jepa_fast.kernels.adamw_ema.api",
+    "add_layer_norm": "jepa_fast.kernels.layer_norm.api",
     "barlow_twins_loss": "jepa_fast.kernels.covariance.api",
     "covariance_loss": "jepa_fast.kernels.covariance.api",
     "ema_update_": "jepa_fast.kernels.ema.api",
     "explain": "jepa_fast.kernels.runtime.rooms",
     "flash_attn_varlen_func": "jepa_fast.kernels.attention.front_doors",
+    "gelu_mlp": "jepa_fast.kernels.gelu_mlp.api",
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
+    "layer_norm": "jepa_fast.kernels.layer_norm.api",
     "masked_attention": "jepa_fast.kernels.attention.api",
     "rope_3d": "jepa_fast.kernels.rope.api",
     "scaled_dot_product_attention": "jepa_fast.kernels.attention.front_doors",
@@ -58,12 +64,15 @@ __all__ = [
     "Rope3D",
     "Varlen",
     "adamw_ema_step_",
+    "add_layer_norm",
     "barlow_twins_loss",
     "covariance_loss",
     "ema_update_",
     "explain",
     "flash_attn_varlen_func",
+    "gelu_mlp",
     "latent_prediction_loss",
+    "layer_norm",
     "masked_attention",
     "models",
     "rope_3d",
