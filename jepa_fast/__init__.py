@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.adamw_ema.api import adamw_ema_step_ as adamw_ema_step_
     from jepa_fast.kernels.attention.api import masked_attention as masked_attention
     from jepa_fast.kernels.attention.front_doors import flash_attn_varlen_func as flash_attn_varlen_func
-    from jepa_fast.kernels.attention.front_doors import (
-        scaled_dot_product_attention as scaled_dot_product_attention,
-    )
+    from jepa_fast.kernels.attention.front_doors import scaled_dot_product_attention as scaled_dot_product_attention
     from jepa_fast.kernels.attention.masks import BlockCausal as BlockCausal
     from jepa_fast.kernels.attention.masks import BlockSparse as BlockSparse
     from jepa_fast.kernels.attention.masks import Varlen as Varlen
@@ -23,7 +21,10 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.covariance.api import variance_loss as variance_loss
     from jepa_fast.kernels.covariance.api import vicreg_loss as vicreg_loss
     from jepa_fast.kernels.ema.api import ema_update_ as ema_update_
+    from jepa_fast.kernels.gelu_mlp.api import gelu_mlp as gelu_mlp
     from jepa_fast.kernels.latent_loss.api import latent_prediction_loss as latent_prediction_loss
+    from jepa_fast.kernels.layer_norm.api import add_layer_norm as add_layer_norm
+    from jepa_fast.kernels.layer_norm.api import layer_norm as layer_norm
     from jepa_fast.kernels.rope.api import rope_3d as rope_3d
     from jepa_fast.kernels.rope.positions import Rope3D as Rope3D
     from jepa_fast.kernels.runtime.rooms import explain as explain
@@ -39,6 +40,7 @@ _HOMES = {
     "Rope3D": "jepa_fast.kernels.rope.positions",
     "Varlen": "jepa_fast.kernels.attention.masks",
     "adamw_ema_step_": "jepa_fast.kernels.adamw_ema.api",
+    "add_layer_norm": "jepa_fast.kernels.layer_norm.api",
     "assemble_predictor_tokens": "jepa_fast.kernels.token_routing.api",
     "barlow_twins_loss": "jepa_fast.kernels.covariance.api",
     "covariance_loss": "jepa_fast.kernels.covariance.api",
@@ -46,7 +48,9 @@ _HOMES = {
     "explain": "jepa_fast.kernels.runtime.rooms",
     "flash_attn_varlen_func": "jepa_fast.kernels.attention.front_doors",
     "gather_tokens": "jepa_fast.kernels.token_routing.api",
+    "gelu_mlp": "jepa_fast.kernels.gelu_mlp.api",
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
+    "layer_norm": "jepa_fast.kernels.layer_norm.api",
     "masked_attention": "jepa_fast.kernels.attention.api",
     "pack_tokens": "jepa_fast.kernels.token_routing.api",
     "rope_3d": "jepa_fast.kernels.rope.api",
@@ -64,6 +68,7 @@ __all__ = [
     "Rope3D",
     "Varlen",
     "adamw_ema_step_",
+    "add_layer_norm",
     "assemble_predictor_tokens",
     "barlow_twins_loss",
     "covariance_loss",
@@ -71,7 +76,9 @@ __all__ = [
     "explain",
     "flash_attn_varlen_func",
     "gather_tokens",
+    "gelu_mlp",
     "latent_prediction_loss",
+    "layer_norm",
     "masked_attention",
     "models",
     "pack_tokens",
