@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.adamw_ema.api import adamw_ema_step_ as adamw_ema_step_
     from jepa_fast.kernels.attention.api import masked_attention as masked_attention
     from jepa_fast.kernels.attention.front_doors import flash_attn_varlen_func as flash_attn_varlen_func
-    from jepa_fast.kernels.attention.front_doors import scaled_dot_product_attention as scaled_dot_product_attention
+    from jepa_fast.kernels.attention.front_doors import (
+        scaled_dot_product_attention as scaled_dot_product_attention,
+    )
     from jepa_fast.kernels.attention.masks import BlockCausal as BlockCausal
     from jepa_fast.kernels.attention.masks import BlockSparse as BlockSparse
     from jepa_fast.kernels.attention.masks import Varlen as Varlen

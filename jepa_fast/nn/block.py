@@ -1,5 +1,6 @@
 """The pre-norm transformer block."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .attention import Attention
-from .layers import NORM_EPS, Linear, cast_parameter, compute_dtype, linear
+from .layers import LayerNorm, Linear, cast_parameter, compute_dtype, linear
 
 
 class _MLP(torch.autograd.Function):
@@ -52,24 +53,55 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """`x + attention(norm1(x))`, then `x + mlp(norm2(x))`, on a residual stream `[B, N, D]` in its own dtype."""
+    """`x + attention(norm1(x))`, then `x + mlp(norm2(x))`, on a residual stream `[B, N, D]` in its own dtype.
+
+    Each sum is formed together with the LayerNorm that reads it, so a block begins after its first LayerNorm and
+    ends with the one that follows it; `Blocks` chains them.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = LayerNorm(dim)
         self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = LayerNorm(dim)
         self.mlp = MLP(dim, mlp_dim)
 
-    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
-        """num_outputs: return, and compute, the last so many tokens only; None is all of them."""
-        update = self.attn(self.norm1(x), num_outputs)
+    def forward(
+        self,
+        normalized: Tensor,
+        x: Tensor,
+        next_norm: LayerNorm,
+        num_outputs: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Args: normalized: `norm1(x)`. num_outputs, dtype: see `Blocks`.
+
+        Returns:
+            `next_norm` of the new residual stream in `dtype`, and the stream.
+        """
+        update = self.attn(normalized, num_outputs)
         if num_outputs is not None:
             x = x[:, x.shape[1] - num_outputs :]
-        x = add_residual(x, update)
-        return add_residual(x, self.mlp(self.norm2(x)))
+        normalized, x = self.norm2.after_sum(update, x)
+        return next_norm.after_sum(self.mlp(normalized), x, dtype)
 
 
-def add_residual(x: Tensor, update: Tensor) -> Tensor:
-    """`x + update` in the dtype of `x`. A sum of two dtypes casts to a temporary; this one is used for the result."""
-    return x + update if update.dtype == x.dtype else update.to(x.dtype).add_(x)
+class Blocks(nn.ModuleList):
+    """Blocks one after the other, and the LayerNorm behind the last, `[B, N, D] -> [B, num_outputs, D]`."""
+
+    def forward(
+        self,
+        x: Tensor,
+        norm: LayerNorm,
+        num_outputs: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Args:
+        num_outputs: return, and compute in the last block, the last so many tokens only; None is all of them.
+        dtype: of the result; None is the compute dtype.
+        """
+        blocks = list(self)
+        normalized = blocks[0].norm1(x)
+        for block, after in pairwise(blocks):
+            normalized, x = block(normalized, x, after.norm1)
+        return blocks[-1](normalized, x, norm, num_outputs, dtype)[0]

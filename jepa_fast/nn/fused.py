@@ -12,6 +12,8 @@ class Fused:
     adamw_ema: bool = True
     """AdamW, the teacher's moving average and the low-precision copies of both networks in one pass."""
 
+    layer_norm: bool = True
+    """The residual sum together with the LayerNorm that reads it, in and out in the dtypes that are there."""
     token_routing: bool = True
     """The predictor's input, written once: no sort, no repeats of context and positions."""
 

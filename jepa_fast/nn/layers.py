@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from jepa_fast.kernels.layer_norm.api import add_layer_norm, layer_norm
+
+from .fused import FusedModule
+
 INIT_STD = 0.02
 NORM_EPS = 1e-6
 
@@ -98,3 +102,29 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Linear.apply(x.to(compute_dtype(x)), self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm, FusedModule):
+    """LayerNorm over the last dimension, of a residual stream or of a sum that becomes one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """dtype: of the result; None is the compute dtype."""
+        dtype = compute_dtype(x) if dtype is None else dtype
+        if self.fused.layer_norm:
+            return layer_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype)
+        return super().forward(x).to(dtype)
+
+    def after_sum(
+        self, update: Tensor, residual: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """LayerNorm of `residual + update`, and the sum in the dtype of `residual`."""
+        dtype = compute_dtype(residual) if dtype is None else dtype
+        if self.fused.layer_norm:
+            return add_layer_norm(update, residual, self.weight, self.bias, eps=self.eps, dtype=dtype)
+        # A sum of two dtypes casts to a temporary; this one is used for the result.
+        same = update.dtype == residual.dtype
+        total = residual + update if same else update.to(residual.dtype).add_(residual)
+        return self(total, dtype), total

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from jepa_fast.kernels.token_routing.api import assemble_predictor_tokens
 
-from .block import Block
+from .block import Block, Blocks
 from .fused import FusedModule
-from .layers import INIT_STD, NORM_EPS, Linear
+from .layers import INIT_STD, LayerNorm, Linear
 from .positional import sincos_2d
 
 MLP_RATIO = 4
@@ -26,8 +26,8 @@ class Predictor(FusedModule):
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
         self.predictor_pos_embed = nn.Parameter(sincos_2d(dim, side, side)[None], requires_grad=False)
-        self.predictor_blocks = nn.ModuleList(Block(dim, num_heads, MLP_RATIO * dim) for _ in range(depth))
-        self.predictor_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.predictor_blocks = Blocks(Block(dim, num_heads, MLP_RATIO * dim) for _ in range(depth))
+        self.predictor_norm = LayerNorm(dim)
         self.predictor_proj = Linear(dim, encoder_dim)
 
     def forward(
@@ -52,11 +52,8 @@ class Predictor(FusedModule):
             )
         else:
             x = assemble(x, context_index, target_index, position, self.mask_token, num_context)
-        *blocks, last = self.predictor_blocks
-        for block in blocks:
-            x = block(x)
-        x = last(x, target_index.shape[1])  # what the last block makes of the context tokens is not read
-        return self.predictor_proj(self.predictor_norm(x))
+        # What the last block makes of the context tokens is not read.
+        return self.predictor_proj(self.predictor_blocks(x, self.predictor_norm, target_index.shape[1]))
 
 
 def assemble(

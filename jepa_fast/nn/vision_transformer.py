@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Block
-from .layers import INIT_STD, NORM_EPS, compute_dtype
+from .block import Block, Blocks
+from .layers import INIT_STD, LayerNorm, compute_dtype
 from .positional import sincos_2d
 
 
@@ -60,8 +60,8 @@ class VisionTransformer(nn.Module):
         self.num_patches = side * side
         self.patch_embed = PatchEmbed(patch_size, dim)
         self.pos_embed = nn.Parameter(sincos_2d(dim, side, side)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_dim) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.blocks = Blocks(Block(dim, num_heads, mlp_dim) for _ in range(depth))
+        self.norm = LayerNorm(dim)
 
     def forward(self, pixels: Tensor, index: Tensor | None = None) -> Tensor:
         """Embeds images, or only the patches of them that `index` keeps.
@@ -75,6 +75,4 @@ class VisionTransformer(nn.Module):
         """
         position = self.pos_embed if index is None else self.pos_embed[0][index]
         x = self.patch_embed(pixels, index) + position
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.blocks(x, self.norm, dtype=x.dtype)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.nn.attention import Attention
-from jepa_fast.nn.block import MLP, Block
-from jepa_fast.nn.layers import Linear
+from jepa_fast.nn.block import MLP, Block, Blocks
+from jepa_fast.nn.fused import Fused, set_fused
+from jepa_fast.nn.layers import LayerNorm, Linear
 from jepa_fast.nn.vision_transformer import PatchEmbed
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -80,17 +81,33 @@ def test_mlp() -> None:
     assert_same(module, lambda x: manual_mlp(module, x), inputs(2, 3, 6))
 
 
+class Transformer(nn.Module):
+    """Blocks and the LayerNorm behind them."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, depth: int) -> None:
+        super().__init__()
+        self.blocks = Blocks(Block(dim, num_heads, mlp_dim) for _ in range(depth))
+        self.norm = LayerNorm(dim)
+
+    def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
+        return self.blocks(x, self.norm, num_outputs, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("fused", [Fused(), Fused.none()], ids=["fused", "plain"])
 @pytest.mark.parametrize("num_outputs", [3, 7])
-def test_block(num_outputs: int) -> None:
-    module = randomized(Block(8, 2, 12))
+@pytest.mark.parametrize("depth", [1, 2])
+def test_blocks(depth: int, num_outputs: int, fused: Fused) -> None:
+    module = randomized(Transformer(8, 2, 12, depth))
+    set_fused(module, fused)
+
+    def normalize(x: Tensor, norm: LayerNorm) -> Tensor:
+        return F.layer_norm(x, (8,), norm.weight, norm.bias, 1e-6)
 
     def formula(x: Tensor) -> Tensor:
-        norms = [
-            lambda x, norm=norm: F.layer_norm(x, (8,), norm.weight, norm.bias, 1e-6)
-            for norm in (module.norm1, module.norm2)
-        ]
-        x = x + manual_attention(module.attn, norms[0](x), 7)
-        return (x + manual_mlp(module.mlp, norms[1](x)))[:, 7 - num_outputs :]
+        for block in module.blocks:
+            x = x + manual_attention(block.attn, normalize(x, block.norm1), 7)
+            x = x + manual_mlp(block.mlp, normalize(x, block.norm2))
+        return normalize(x, module.norm)[:, 7 - num_outputs :]
 
     assert_same(module, formula, inputs(2, 7, 8), num_outputs=num_outputs)
 
@@ -107,16 +124,16 @@ def test_patch_embedding_is_the_convolution() -> None:
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_autocast_decides_the_dtype_of_products(enabled: bool) -> None:
-    block, linear = Block(64, 2, 128), Linear(64, 32)
+    block, linear = Transformer(64, 2, 128, depth=1), Linear(64, 32)
     x = torch.randn(2, 5, 64, requires_grad=True)
     seen: list[torch.dtype] = []
-    for layer in (block.attn.qkv, linear):
+    for layer in (block.blocks[0].attn.qkv, linear):
         layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-        residual = block(x)
-        product = linear(residual)
+        out = block(x)
+        product = linear(out)
     product.float().sum().backward()
-    assert residual.dtype == torch.float32
+    assert out.dtype == torch.float32
     assert seen == [torch.bfloat16 if enabled else torch.float32] * 2
     for tensor in (x, *block.parameters(), *linear.parameters()):
         assert tensor.grad is not None
@@ -125,7 +142,7 @@ def test_autocast_decides_the_dtype_of_products(enabled: bool) -> None:
 
 def test_bfloat16_without_gradients_matches_training() -> None:
     """Without gradients attention and MLP take another path."""
-    block = Block(64, 2, 128)
+    block = Transformer(64, 2, 128, depth=1)
     x = torch.randn(2, 5, 64)
     exact = copy.deepcopy(block).double()(x.double())
     with torch.autocast("cpu", torch.bfloat16):
