@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..runtime import collective
 from . import forms
-from .forms import Operand, Passes
+from .forms import Operand, Passes, Product, Products
 from .settings import BARLOW, Group, Result, Settings, Views
 
 # A sum over all pairs minus its diagonal loses what the diagonal is larger. Float32 keeps the error budget while the
@@ -93,31 +93,51 @@ class _Computation:
     def _sum(self, value: Tensor) -> Tensor:
         return value if self.group is None else collective.total(value, self.group)
 
+    def _held(self, view: int) -> Tensor | None:
+        """The gradient's own memory where it can hold an operand until its product is there."""
+        alone = self.group is None and self.out is not None
+        return self.out[view] if alone and self.out[view].dtype == torch.float32 else None
+
     def _product_room(self, view: int) -> Tensor:
         """float32 [rows, D]: the gradient's own memory where it is of that type."""
         assert self.out is not None
         out = self.out[view]
         return out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
 
+    def _whole(self, product: Tensor) -> Products:
+        """A product of all columns with nothing left to be done."""
+        return [(slice(0, self.features), Product(product, None))]
+
     def _finish(
         self,
         view: int,
-        product: Tensor | None,
+        products: Products | None,
         of_product: Tensor,
         of_own: Tensor,
-        of_other: Tensor | None,
-        distance: float,
+        of_other: Tensor | None = None,
+        of_diagonal: Tensor | None = None,
+        distance: float = 0.0,
+        answer: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> None:
+        """answer: what of_own receives for each unit of the product's dots with the view's centred columns."""
         assert self.out is not None
-        pair = (view, 1 - view) if len(self.views) == 2 else (view,)
-        other = torch.zeros_like(of_own) if of_other is None else of_other
-        coefficients = torch.stack([of_product, of_own, other, *(self.means[i] for i in pair)])
-        if len(pair) == 1:
-            coefficients = torch.cat([coefficients, torch.zeros_like(of_own)[None]])
+        nothing, pair = torch.zeros_like(of_own), (view, 1 - view)[: len(self.views)]
+        other = nothing if of_other is None else of_other
+        diagonal = nothing if of_diagonal is None else of_diagonal
+        coefficients = torch.stack(
+            [of_product, of_own, other, diagonal, *(self.means[i] for i in (pair * 2)[:2])]
+        )
         if of_other is None and not distance:
             pair = (view,)
-        chosen = tuple(self.views[i] for i in pair)
-        self.passes.finish(product, chosen, coefficients, distance, self.out[view])
+        for columns, product in products or [(slice(0, self.features), None)]:
+            part = coefficients[:, columns]
+            if answer is not None:
+                assert product is not None
+                own = Operand(self.views[view], self.means[view], scale).columns(columns.start, columns.stop)
+                part[1] += answer[columns] * self._sum(self.passes.column_dots(product, own))
+            chosen = tuple(self.views[i][:, columns] for i in pair)
+            self.passes.finish(product, chosen, part, distance, self.out[view][:, columns])
 
     # ---- VICReg -----------------------------------------------------------------------------------------------
 
@@ -140,27 +160,29 @@ class _Computation:
         scale = settings.covariance / (float(rows - 1) ** 2 * max(settings.covariance_divisor(features), 1))
         everyone = self._gathered() if settings.covariance else self.views
         for view in range(len(self.views)):
-            product, skipped = None, True
+            products, skipped = None, True
             if settings.covariance:
-                pairs, squared, product, skipped = self._squared_covariances(view, everyone[view])
+                pairs, squared, products, skipped = self._squared_covariances(view, everyone[view])
                 total = total + scale * pairs
                 ranks[view] = self.squares[view].sum().square() / squared
             if self.out is not None:
                 factor = torch.full_like(hinge[view], 4.0 * scale)
-                of_own = hinge[view] if skipped else hinge[view] - 4.0 * scale * self.squares[view]
-                self._finish(view, product, factor, of_own, None, distance)
+                of_own = hinge[view] if skipped else hinge[view] - factor * self.squares[view]
+                self._finish(view, products, factor, of_own, of_diagonal=factor, distance=distance)
         return total, ranks
 
-    def _squared_covariances(self, view: int, everyone: Tensor) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+    def _squared_covariances(
+        self, view: int, everyone: Tensor
+    ) -> tuple[Tensor, Tensor, Products | None, bool]:
         """For S = Zc'Zc: (sum over i != j of S_ij^2, over all i and j, Zc S, whether S was without its diagonal)."""
-        passes, diagonal = self.passes, self.squares[view]
+        passes, diagonal, wanted = self.passes, self.squares[view], self.out is not None
         x = Operand(everyone, self.means[view], None)
-        product = self._product_room(view) if self.out is not None else None
         if not self.gram:
-            pairs = forms.tiled_square(passes, x, product, self.group)
-            return pairs, pairs + diagonal.square().sum(), product, True
-        mine = None if self.group is None else self.mine
-        matrix = forms.gram_matrix(passes, x, mine, product if self.group is None else None)
+            room = self._product_room(view) if wanted else None
+            pairs = forms.tiled_square(passes, x, room, self.group)
+            return pairs, pairs + diagonal.square().sum(), None if room is None else self._whole(room), True
+        held = self._held(view)
+        matrix = forms.gram_matrix(passes, x, None if self.group is None else self.mine, held)
         squared = self._sum(forms.gram_dot(passes, matrix, matrix))
         pairs = squared - diagonal.square().sum()
         if bool(diagonal.max() * diagonal.sum() > MOST_CANCELLATION * pairs):
@@ -169,12 +191,15 @@ class _Computation:
             # the moments are sums of float32: the diagonal that belongs to these products is their own
             diagonal = forms.exact_column_dots(x, x)
             pairs = squared - diagonal.square().sum()
-            if product is not None:
-                forms.exact_gram_product(exact, x, x, diagonal, self.mine, product)
-            return pairs, squared, product, True
-        if product is not None:
-            forms.gram_product(passes, matrix, x, self.mine, product)
-        return pairs, squared, product, False
+            if not wanted:
+                return pairs, squared, None, True
+            room = self._product_room(view)
+            forms.exact_gram_product(exact, x, x, diagonal, self.mine, room)
+            return pairs, squared, self._whole(room), True
+        return pairs, squared, self._products(matrix, x, held) if wanted else None, False
+
+    def _products(self, matrix: forms.Gram, x: Operand, held: Tensor | None) -> Products:
+        return forms.gram_products(self.passes, matrix, x, self.mine, held, at_once=self.group is not None)
 
     # ---- Barlow Twins -----------------------------------------------------------------------------------------
 
@@ -188,58 +213,75 @@ class _Computation:
         else:
             scales = 1.0 / (self.squares / rows + settings.eps).sqrt()
             answer = scales / rows
-        everyone = self._gathered()
-        x, y = (Operand(everyone[i], self.means[i], scales[i]) for i in (0, 1))
         diagonal = scales[0] * scales[1] * self.product_sum / rows
         on_diagonal = (diagonal - 1.0).square().sum()
-        pairs, products, dots, skipped = self._squared_correlations(x, y, diagonal, on_diagonal)
+        correlations = self._gram_correlations if self.gram else self._tiled_correlations
+        pairs = correlations(scales, answer, diagonal, on_diagonal)
         total = settings.covariance * (on_diagonal + settings.off_diagonal * pairs)
         rank = diagonal.sum().square() / (pairs + diagonal.square().sum())
-        if products is not None:
-            of_products = 2.0 * settings.off_diagonal * settings.covariance / rows**2
-            slope = diagonal - 1.0 if skipped else diagonal - 1.0 - settings.off_diagonal * diagonal
-            slope = 2.0 * settings.covariance * slope
-            if dots is None:
-                parts = zip(products, self.views, self.means, strict=True)
-                own = torch.stack([self.passes.column_dots(*part) for part in parts])
-                dots = self._sum(own) * scales
-            for view, dot in enumerate(dots):
-                own, other = scales[view], scales[1 - view]
-                along = (
-                    of_products * dot + slope * diagonal
-                )  # of the slope and the normalised feature, over rows
-                of_own, of_other = -answer[view] * along * own, own * slope * other / rows
-                self._finish(view, products[view], own * of_products, of_own, of_other, 0.0)
         return total, rank.unsqueeze(0)
 
-    def _squared_correlations(
-        self, x: Operand, y: Operand, diagonal: Tensor, on_diagonal: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None, bool]:
-        """For C = X'Y/N: (sum over i != j of C_ij^2, N (Y C', X C), the sums over rows of those times (X, Y) if they
-        are known, whether C was without its diagonal)."""
-        passes, weight, rows = self.passes, self.settings.off_diagonal, self.rows
-        room = (self._product_room(0), self._product_room(1)) if self.out is not None else None
-        if not self.gram:
-            squares = forms.tiled_pair(passes, x, y, room, self.group)
-            return squares[0].sum() / rows**2, room, squares, True
-        alone = self.group is None
+    @property
+    def _of_products(self) -> float:
+        """What the gradient of the normalised views has of N (Y C', X C) without the diagonal."""
+        return 2.0 * self.settings.off_diagonal * self.settings.covariance / self.rows**2
+
+    def _tiled_correlations(self, scales: Tensor, answer: Tensor, diagonal: Tensor, _: Tensor) -> Tensor:
+        """The sum over i != j of C_ij^2. Forms the gradients."""
+        x, y = (Operand(self.views[i], self.means[i], scales[i]) for i in (0, 1))
+        room = None if self.out is None else (self._product_room(0), self._product_room(1))
+        slope = 2.0 * self.settings.covariance * (diagonal - 1.0)
+        factor = self._of_products
+        dots = forms.tiled_pair(self.passes, x, y, factor, slope / self.rows, room, self.group)
+        for view, product in enumerate(room or ()):
+            along = (
+                factor * dots[view] + slope * diagonal
+            )  # of the slope and the normalised feature, over rows
+            own = scales[view]
+            self._finish(view, self._whole(product), own, -answer[view] * along * own)
+        return dots[0].sum() / self.rows**2
+
+    def _gram_correlations(
+        self, scales: Tensor, answer: Tensor, diagonal: Tensor, on_diagonal: Tensor
+    ) -> Tensor:
+        """The sum over i != j of C_ij^2. Forms the gradients."""
+        passes, weight, rows, mine = self.passes, self.settings.off_diagonal, self.rows, self.mine
+        operands = [Operand(*it) for it in zip(self._gathered(), self.means, scales, strict=True)]
+        held = [self._held(view) for view in (0, 1)]
         matrices = [
-            forms.gram_matrix(
-                passes, operand, None if alone else self.mine, room[i] if room is not None and alone else None
-            )
-            for i, operand in enumerate((x, y))
+            forms.gram_matrix(passes, x, None if self.group is None else mine, room)
+            for x, room in zip(operands, held, strict=True)
         ]
         squared = self._sum(forms.gram_dot(passes, *matrices)) / rows**2
         pairs = squared - diagonal.square().sum()
+        products: list[Products]
         if bool(weight * squared > MOST_CANCELLATION * (on_diagonal + weight * pairs)):
-            exact = [forms.exact_gram_matrix(operand, self.mine) for operand in (x, y)]
-            own = forms.exact_column_dots(x, y)
+            exact = [forms.exact_gram_matrix(x, mine) for x in operands]
+            own = forms.exact_column_dots(*operands)
             pairs = (self._sum((exact[0] * exact[1]).sum()) - own.square().sum()) / rows**2
-            if room is not None:
-                forms.exact_gram_product(exact[1], x, y, own, self.mine, room[0])
-                forms.exact_gram_product(exact[0], y, x, own, self.mine, room[1])
-            return pairs, room, None, True
-        if room is not None:
-            forms.gram_product(passes, matrices[1], x, self.mine, room[0])
-            forms.gram_product(passes, matrices[0], y, self.mine, room[1])
-        return pairs, room, None, False
+            slope = 2.0 * self.settings.covariance * (diagonal - 1.0)
+            products = []
+            for view in (0, 1) if self.out is not None else ():
+                room, x, y = self._product_room(view), operands[view], operands[1 - view]
+                forms.exact_gram_product(exact[1 - view], x, y, own, mine, room)
+                products.append(self._whole(room))
+        else:
+            slope = 2.0 * self.settings.covariance * (diagonal - 1.0 - weight * diagonal)
+            products = [
+                self._products(matrices[1 - view], operands[view], held[view])
+                for view in ((0, 1) if self.out is not None else ())
+            ]
+        factor = self._of_products
+        for view, product in enumerate(products):
+            own, other = scales[view], scales[1 - view]
+            self._finish(
+                view,
+                product,
+                own * factor,
+                -answer[view] * own * slope * diagonal,
+                of_other=own * slope * other / rows,
+                of_diagonal=own.square() * factor,
+                answer=-answer[view] * own.square() * factor,
+                scale=own,
+            )
+        return pairs

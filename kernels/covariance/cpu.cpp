@@ -18,6 +18,7 @@ using tvm::ffi::TensorView;
 
 constexpr int64_t kRows = 32;      // rows whose float sums are kept before they are merged in double
 constexpr int64_t kColumns = 256;  // columns of one task: its arrays of sums stay in the first-level cache
+constexpr int64_t kTogether = 4;   // rows that are added to the sums between their load and their store
 
 // Rows and columns of one operand; a null operand is absent.
 struct Matrix {
@@ -42,6 +43,14 @@ Matrix matrix_of(const Optional<TensorView>& tensor) {
 }
 
 const double* doubles(const TensorView& tensor) { return static_cast<const double*>(tensor.data_ptr()); }
+
+const double* doubles(const Optional<TensorView>& tensor) {
+  return tensor.has_value() ? doubles(tensor.value()) : nullptr;
+}
+
+const float* floats(const Optional<TensorView>& tensor) {
+  return tensor.has_value() ? static_cast<const float*>(tensor.value().data_ptr()) : nullptr;
+}
 
 int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
@@ -70,20 +79,32 @@ JEPA_FAST_INLINE void add_rows(const Matrix& a, const Matrix& b, int64_t row, in
       for (int64_t i = 0; i < columns; ++i) shift[view][i] /= static_cast<float>(rows);
     }
   }
-  for (int64_t r = row; r < row + rows; ++r) {
-    const T* p_a = a.at<T>(r, column);
-    const T* p_b = kPair ? b.at<T>(r, column) : nullptr;
+  for (int64_t first = row; first < row + rows; first += kTogether) {
+    const int64_t end = std::min(first + kTogether, row + rows);
     for (int64_t i = 0; i < columns; i += kLanes) {
       const int64_t count = std::min(kLanes, columns - i);
-      const f32x16 x = load(p_a + i, count), u = x - load(shift[0] + i);
-      store(sum[0] + i, load(sum[0] + i) + u);
-      store(square[0] + i, load(square[0] + i) + u * u);
+      const f32x16 about_a = load(shift[0] + i), about_b = load(shift[1] + i);
+      f32x16 sum_a = load(sum[0] + i), square_a = load(square[0] + i), products = load(product + i);
+      f32x16 sum_b = load(sum[1] + i), square_b = load(square[1] + i), distances = load(distance + i);
+      for (int64_t r = first; r < end; ++r) {
+        const f32x16 x = load(a.at<T>(r, column) + i, count), u = x - about_a;
+        sum_a += u;
+        square_a += u * u;
+        if constexpr (kPair) {
+          const f32x16 y = load(b.at<T>(r, column) + i, count), v = y - about_b, d = x - y;
+          sum_b += v;
+          square_b += v * v;
+          products += u * v;
+          distances += d * d;
+        }
+      }
+      store(sum[0] + i, sum_a);
+      store(square[0] + i, square_a);
       if constexpr (kPair) {
-        const f32x16 y = load(p_b + i, count), v = y - load(shift[1] + i), d = x - y;
-        store(sum[1] + i, load(sum[1] + i) + v);
-        store(square[1] + i, load(square[1] + i) + v * v);
-        store(product + i, load(product + i) + u * v);
-        store(distance + i, load(distance + i) + d * d);
+        store(sum[1] + i, sum_b);
+        store(square[1] + i, square_b);
+        store(product + i, products);
+        store(distance + i, distances);
       }
     }
   }
@@ -184,7 +205,7 @@ JEPA_FAST_CLONES void centre_of(const Matrix& z, const double* mean, const doubl
 // mean, scale: double [D]. out: float32 [N, D].
 void covariance_centre(TensorView z, TensorView mean, Optional<TensorView> scale, TensorView out, int64_t threads) {
   const Matrix source = matrix_of(z), target = matrix_of(out);
-  const double* factor = scale.has_value() ? doubles(scale.value()) : nullptr;
+  const double* factor = doubles(scale);
   const int64_t rows = z.size(0), features = z.size(1), across = blocks(features, kColumns);
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (rows * features > kParallelFrom)
   for (int64_t task = 0; task < blocks(rows, kRows) * across; ++task) {
@@ -197,31 +218,35 @@ void covariance_centre(TensorView z, TensorView mean, Optional<TensorView> scale
 // ---- the gradient: product and diagonal terms, one pass -------------------------------------------------------
 
 // Rows of the coefficients of finish.
-enum Coefficient { kOfProduct, kOfA, kOfB, kMeanOfA, kMeanOfB };
+enum Coefficient { kOfProduct, kOfA, kOfB, kOfDiagonal, kFactors, kMeanOfA = kFactors, kMeanOfB };
 
 struct Gradient {
   Matrix product, a, b, out;
+  const float* diagonal;  // null: of zeros
   const double* coefficients;
-  int64_t features;
+  int64_t stride;  // of the coefficients
   float distance;
 };
 
 template <bool kProductThere, bool kPair, typename T, typename Out>
 JEPA_FAST_INLINE void finish(const Gradient& g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
   Means means_a, means_b;
-  alignas(64) float factor[3][kColumns];
+  alignas(64) float factor[kFactors][kColumns];
   const double* c = g.coefficients + column;
-  split(c + kMeanOfA * g.features, columns, means_a);
-  if constexpr (kPair) split(c + kMeanOfB * g.features, columns, means_b);
-  for (int64_t i = 0; i < columns; ++i)
-    for (int64_t j = 0; j < 3; ++j) factor[j][i] = static_cast<float>(c[j * g.features + i]);
+  split(c + kMeanOfA * g.stride, columns, means_a);
+  if constexpr (kPair) split(c + kMeanOfB * g.stride, columns, means_b);
+  for (int64_t j = 0; j < kFactors; ++j)
+    for (int64_t i = 0; i < columns; ++i) factor[j][i] = static_cast<float>(c[j * g.stride + i]);
   for (int64_t r = row; r < row + rows; ++r) {
     const T* p_a = g.a.at<T>(r, column);
     const T* p_b = kPair ? g.b.at<T>(r, column) : nullptr;
     const float* p_product = kProductThere ? g.product.at<float>(r, column) : nullptr;
+    const float diagonal = g.diagonal ? g.diagonal[r] : 0.0f;
     for (int64_t i = 0; i < columns; i += kLanes) {
       const int64_t count = std::min(kLanes, columns - i);
-      f32x16 value = load(factor[kOfA] + i) * centred(p_a, means_a, i, count);
+      f32x16 of_a = load(factor[kOfA] + i);
+      if constexpr (kProductThere) of_a += load(factor[kOfDiagonal] + i) * diagonal;
+      f32x16 value = of_a * centred(p_a, means_a, i, count);
       if constexpr (kProductThere) value += load(factor[kOfProduct] + i) * load(p_product + i, count);
       if constexpr (kPair) {
         value += load(factor[kOfB] + i) * centred(p_b, means_b, i, count);
@@ -249,13 +274,21 @@ JEPA_FAST_CLONES void finish_of(const Gradient& g, int64_t row, int64_t rows, in
   }
 }
 
-// out = p * product + q * (a - mean a) + s * (b - mean b) + distance * (a - b), with the columns' p, q, s and the
-// means in coefficients: double [5, D]. product: float32 [N, D], may be out itself. out: float32, or bfloat16 as a.
-void covariance_finish(Optional<TensorView> product, TensorView a, Optional<TensorView> b, TensorView coefficients,
-                       double distance, TensorView out, int64_t threads) {
+// out = p * product + (q + t * diagonal) * (a - mean a) + s * (b - mean b) + distance * (a - b), with the columns' p, q,
+// s, t and the means in coefficients: double [6, D], whose rows may be strided. product: float32 [N, D], may be out
+// itself. diagonal: float32 [N], where there is a product. out: float32, or bfloat16 as a.
+void covariance_finish(Optional<TensorView> product, Optional<TensorView> diagonal, TensorView a,
+                       Optional<TensorView> b, TensorView coefficients, double distance, TensorView out,
+                       int64_t threads) {
   const int64_t rows = a.size(0), features = a.size(1), across = blocks(features, kColumns);
-  const Gradient g = {matrix_of(product),        matrix_of(a), matrix_of(b), matrix_of(out), doubles(coefficients),
-                      features, static_cast<float>(distance)};
+  const Gradient g = {matrix_of(product),
+                      matrix_of(a),
+                      matrix_of(b),
+                      matrix_of(out),
+                      floats(diagonal),
+                      doubles(coefficients),
+                      coefficients.stride(0),
+                      static_cast<float>(distance)};
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (rows * features > kParallelFrom)
   for (int64_t task = 0; task < blocks(rows, kRows) * across; ++task) {
     const int64_t row = task / across * kRows, column = task % across * kColumns;
@@ -265,42 +298,60 @@ void covariance_finish(Optional<TensorView> product, TensorView a, Optional<Tens
 
 // ---- sums -----------------------------------------------------------------------------------------------------
 
+// What the dots are of: product + diagonal * scale * (z - mean), and z - mean.
+struct Dots {
+  Matrix product, z;
+  const float* diagonal;  // null: of zeros
+  const double* scale;    // null: of ones
+  const double* mean;
+  int64_t rows;
+};
+
 template <typename T>
-JEPA_FAST_INLINE void column_dots(const Matrix& product, const Matrix& z, const double* mean, int64_t rows,
-                                  int64_t column, int64_t columns, double* out) {
+JEPA_FAST_INLINE void column_dots(const Dots& d, int64_t column, int64_t columns, double* out) {
   Means means;
-  split(mean + column, columns, means);
+  alignas(64) float scale[kColumns];
+  split(d.mean + column, columns, means);
+  for (int64_t i = 0; i < columns; ++i) scale[i] = d.scale ? static_cast<float>(d.scale[column + i]) : 1.0f;
   for (int64_t i = 0; i < columns; ++i) out[column + i] = 0.0;
-  for (int64_t row = 0; row < rows; row += kRows) {
+  for (int64_t row = 0; row < d.rows; row += kRows) {
     alignas(64) float sum[kColumns] = {};
-    for (int64_t r = row; r < std::min(row + kRows, rows); ++r)
+    for (int64_t first = row; first < std::min(row + kRows, d.rows); first += kTogether) {
+      const int64_t end = std::min({first + kTogether, row + kRows, d.rows});
       for (int64_t i = 0; i < columns; i += kLanes) {
         const int64_t count = std::min(kLanes, columns - i);
-        const f32x16 value = load(product.at<float>(r, column) + i, count);
-        store(sum + i, load(sum + i) + value * centred(z.at<T>(r, column), means, i, count));
+        f32x16 total = load(sum + i);
+        for (int64_t r = first; r < end; ++r) {
+          const f32x16 value = centred(d.z.at<T>(r, column), means, i, count);
+          const f32x16 on_diagonal = load(scale + i) * (d.diagonal ? d.diagonal[r] : 0.0f) * value;
+          total += (load(d.product.at<float>(r, column) + i, count) + on_diagonal) * value;
+        }
+        store(sum + i, total);
       }
+    }
     for (int64_t i = 0; i < columns; ++i) out[column + i] += static_cast<double>(sum[i]);
   }
 }
 
-JEPA_FAST_CLONES void column_dots_of(const Matrix& product, const Matrix& z, const double* mean, int64_t rows,
-                                     int64_t column, int64_t columns, double* out) {
-  switch (z.type) {
-    case 0: return column_dots<float>(product, z, mean, rows, column, columns, out);
-    case 1: return column_dots<bfloat16>(product, z, mean, rows, column, columns, out);
-    default: return column_dots<float16>(product, z, mean, rows, column, columns, out);
+JEPA_FAST_CLONES void column_dots_of(const Dots& d, int64_t column, int64_t columns, double* out) {
+  switch (d.z.type) {
+    case 0: return column_dots<float>(d, column, columns, out);
+    case 1: return column_dots<bfloat16>(d, column, columns, out);
+    default: return column_dots<float16>(d, column, columns, out);
   }
 }
 
-// out: double [D], the sum over rows of product * (z - mean).
-void covariance_column_dots(TensorView product, TensorView z, TensorView mean, TensorView out, int64_t threads) {
-  const Matrix values = matrix_of(product), other = matrix_of(z);
+// out: double [D], the sums over rows of (product + diagonal * scale * (z - mean)) * (z - mean). product: float32
+// [N, D]. diagonal: float32 [N]. scale, mean: double [D].
+void covariance_column_dots(TensorView product, Optional<TensorView> diagonal, Optional<TensorView> scale, TensorView z,
+                            TensorView mean, TensorView out, int64_t threads) {
   const int64_t rows = z.size(0), features = z.size(1);
+  const Dots d = {matrix_of(product), matrix_of(z), floats(diagonal), doubles(scale), doubles(mean), rows};
   double* results = static_cast<double*>(out.data_ptr());
 #pragma omp parallel for schedule(static) num_threads(static_cast<int>(threads)) if (rows * features > kParallelFrom)
   for (int64_t task = 0; task < blocks(features, kColumns); ++task) {
     const int64_t column = task * kColumns;
-    column_dots_of(values, other, doubles(mean), rows, column, std::min(kColumns, features - column), results);
+    column_dots_of(d, column, std::min(kColumns, features - column), results);
   }
 }
 

@@ -8,7 +8,7 @@ Both work on X = (Z - mean) * scale, in the notation of README.md:
 Matrix products are torch's. `passes` are the elementwise passes of an implementation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,7 +21,10 @@ _BLOCK = 128  # of the rows of a symmetric product: what lies above its diagonal
 _TILE = 1024  # columns or rows of an operand that are centred at a time, where no buffer has room for all
 _PANEL = 1024  # rows of X'Y that are held at a time
 _SCRATCH = 1 << 21  # values of a centred tile, 8 MB
-_SMALLEST = 64  # columns for which the in-place product of `gram_product` takes a buffer
+_PRODUCT = (
+    1 << 20
+)  # values of the Gram form's product that are held at a time, 4 MB; wider products are faster ones
+_NARROWEST = 256  # columns of such a product
 
 
 class Passes(Protocol):
@@ -32,10 +35,15 @@ class Passes(Protocol):
     def centre(self, z: Tensor, mean: Tensor, scale: Tensor | None, out: Tensor) -> None: ...
 
     def finish(
-        self, product: Tensor | None, views: Views, coefficients: Tensor, distance: float, out: Tensor
+        self,
+        product: "Product | None",
+        views: Views,
+        coefficients: Tensor,
+        distance: float,
+        out: Tensor,
     ) -> None: ...
 
-    def column_dots(self, product: Tensor, z: Tensor, mean: Tensor) -> Tensor: ...
+    def column_dots(self, product: "Product", x: "Operand") -> Tensor: ...
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor: ...
 
@@ -51,6 +59,19 @@ class Gram(NamedTuple):
 
     beside: Tensor
     diagonal: Tensor
+
+
+class Product(NamedTuple):
+    """beside + diagonal[:, None] * X: a product with X, float32 [rows, columns], whose last step is still to be done.
+
+    diagonal: float32 [rows], or None where there is no such step.
+    """
+
+    beside: Tensor
+    diagonal: Tensor | None
+
+
+Products = Iterable[tuple[slice, Product]]  # of some columns each
 
 
 class Operand(NamedTuple):
@@ -79,15 +100,15 @@ class Operand(NamedTuple):
 # ---- Gram form ------------------------------------------------------------------------------------------------
 
 
-def gram_matrix(passes: Passes, x: Operand, mine: slice | None, room: Tensor | None) -> Gram:
-    """XX', or of the rows `mine` alone. room: float32 [N, D] to be used as scratch."""
+def gram_matrix(passes: Passes, x: Operand, mine: slice | None, held: Tensor | None) -> Gram:
+    """XX', or of the rows `mine` alone. held: float32 [N, D], receives X."""
     rows, features = x.z.shape
     own = slice(0, rows) if mine is None else mine
     count = own.stop - own.start
     out = x.z.new_zeros((count, rows), dtype=torch.float32)
     diagonal = x.z.new_zeros(count, dtype=torch.float64)
-    width = features if room is not None else min(features, _TILE)
-    tile = x.z.new_empty((rows, width), dtype=torch.float32) if room is None else room
+    width = features if held is not None else min(features, _TILE)
+    tile = x.z.new_empty((rows, width), dtype=torch.float32) if held is None else held
     for start in range(0, features, width):
         part = x.columns(start, min(start + width, features))
         values = part.write(passes, tile[:, : part.z.shape[1]])
@@ -116,32 +137,26 @@ def _mirror(matrix: Tensor) -> None:
         matrix[start:stop, stop : matrix.shape[0]] = matrix[stop:, start:stop].T
 
 
-def gram_product(passes: Passes, gram: Gram, x: Operand, mine: slice, out: Tensor) -> None:
-    """out = the rows `mine` of XX' times X, float32.
+def gram_products(
+    passes: Passes, gram: Gram, x: Operand, mine: slice, held: Tensor | None, at_once: bool
+) -> Products:
+    """The rows `mine` of XX' times X; each product's memory is that of the one before.
 
-    Where those are all, out itself holds the operand: a tile of X stands to the right of its product's place, and
-    what is left to do halves, so that a few large products need no memory beyond out.
+    held: X where `gram_matrix` left it; its columns are free once their product is there.
+    at_once: all columns in one product, where each is followed by a collective.
     """
-    rows, features = x.z.shape
-    diagonal = gram.diagonal.float()[:, None]
-    start, width = 0, min(features, _TILE)
-    alone = gram.beside.shape[0] == rows
-    tile = None if alone else x.z.new_empty((rows, width), dtype=torch.float32)
-    while start < features:
-        left = features - start
-        if tile is not None:
-            width = min(left, _TILE)
-            room = tile[:, :width]
-        else:
-            width = left // 2 if left > 2 * _SMALLEST else min(left, _SMALLEST)
-            room = out[:, start + width : start + 2 * width]
-            if room.shape[1] < width:
-                room = out.new_empty((rows, width))
-        values = x.columns(start, start + width).write(passes, room)
-        product = out[:, start : start + width]
+    (rows, features), count = x.z.shape, gram.beside.shape[0]
+    width = features if at_once else min(features, max(_NARROWEST, _PRODUCT // rows))
+    room = x.z.new_empty(count * width, dtype=torch.float32)
+    tile = x.z.new_empty((rows, width), dtype=torch.float32) if held is None else held
+    diagonal = gram.diagonal.float()
+    for start in range(0, features, width):
+        part = x.columns(start, min(start + width, features))
+        columns, wide = slice(start, start + part.z.shape[1]), part.z.shape[1]
+        values = part.write(passes, tile[:, :wide]) if held is None else held[:, columns]
+        product = room[: count * wide].view(count, wide)
         torch.mm(gram.beside, values, out=product)
-        product.addcmul_(values[mine], diagonal)
-        start += width
+        yield columns, Product(product, diagonal)
 
 
 def exact_gram_matrix(x: Operand, mine: slice) -> Tensor:
@@ -237,11 +252,17 @@ def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | 
 
 
 def tiled_pair(
-    passes: Passes, x: Operand, y: Operand, out: tuple[Tensor, Tensor] | None, group: Group | None
+    passes: Passes,
+    x: Operand,
+    y: Operand,
+    factor: float,
+    on_diagonal: Tensor,
+    out: tuple[Tensor, Tensor] | None,
+    group: Group | None,
 ) -> Tensor:
     """M is X'Y without its diagonal: (the sums of squares of its rows and of its columns, float64 [2, D]).
 
-    out = (Y M', X M), if out is given. Its columns times those of X and Y are the sums of squares.
+    out = (Y W', X W) with W = factor * M + diag(on_diagonal), if out is given.
     """
     features = x.z.shape[1]
     squares = torch.zeros((2, features), dtype=torch.float64, device=x.z.device)
@@ -254,10 +275,15 @@ def tiled_pair(
         if group is not None:
             dist.all_reduce(panel, group=group)
         panel[:, first:last].fill_diagonal_(0.0)
+        turned = panel.T.contiguous()  # a product with a transposed panel is a fifth slower
         squares[0, first:last] = passes.row_squares(panel)
-        squares[1] += passes.row_squares(panel.T.contiguous())
-        if out is not None:
-            for run, (left, right) in tiles:
-                torch.mm(right, panel.T, out=out[0][run, first:last])
-                out[1][run].addmm_(left[:, first:last], panel, beta=0.0 if first == 0 else 1.0)
+        squares[1] += passes.row_squares(turned)
+        if out is None:
+            continue
+        for matrix, square in ((panel, panel[:, first:last]), (turned, turned[first:last])):
+            matrix.mul_(factor)
+            square.diagonal().copy_(on_diagonal[first:last])
+        for run, (left, right) in tiles:
+            torch.mm(right, turned, out=out[0][run, first:last])
+            out[1][run].addmm_(left[:, first:last], panel, beta=1.0 if first else 0.0)
     return squares

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..runtime import native
 from . import algorithm
+from .forms import Operand, Product
 from .settings import Group, Result, Settings, Views
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,15 +36,17 @@ class _Passes:
         native.function("covariance_centre")(z, mean, scale, out, torch.get_num_threads())
 
     def finish(
-        self, product: Tensor | None, views: Views, coefficients: Tensor, distance: float, out: Tensor
+        self, product: Product | None, views: Views, coefficients: Tensor, distance: float, out: Tensor
     ) -> None:
         a, b = views[0], views[1] if len(views) == 2 else None
+        values, diagonal = (None, None) if product is None else product
         threads = torch.get_num_threads()
-        native.function("covariance_finish")(product, a, b, coefficients, distance, out, threads)
+        native.function("covariance_finish")(values, diagonal, a, b, coefficients, distance, out, threads)
 
-    def column_dots(self, product: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-        out = torch.empty(z.shape[1], dtype=torch.float64)
-        native.function("covariance_column_dots")(product, z, mean, out, torch.get_num_threads())
+    def column_dots(self, product: Product, x: Operand) -> Tensor:
+        out = torch.empty(x.z.shape[1], dtype=torch.float64)
+        threads = torch.get_num_threads()
+        native.function("covariance_column_dots")(*product, x.scale, x.z, x.mean, out, threads)
         return out
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:

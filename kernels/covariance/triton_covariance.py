@@ -22,6 +22,7 @@ from . import algorithm
 from . import products_configurations as products
 from . import statistics_configurations as statistics
 from .device_statistics import COLUMNS
+from .forms import Operand, Product
 from .settings import BARLOW, Group, Result, Settings, Views
 
 _ROWS_PER_PROGRAM = 128  # of the statistics
@@ -361,19 +362,28 @@ class _Passes:
             out.mul_(scale.float())
 
     def finish(
-        self, product: Tensor | None, views: Views, coefficients: Tensor, distance: float, out: Tensor
+        self, product: Product | None, views: Views, coefficients: Tensor, distance: float, out: Tensor
     ) -> None:
-        of_product, of_own, of_other, mean, other_mean = coefficients.float()
-        value = (views[0].float() - mean).mul_(of_own)
-        if product is not None:
-            value.addcmul_(product, of_product.expand_as(product))
+        of_product, of_own, of_other, of_diagonal, mean, other_mean = coefficients.float()
+        value = views[0].float() - mean
+        if product is None:
+            value.mul_(of_own)
+        elif product.diagonal is None:
+            value.mul_(of_own).addcmul_(product.beside, of_product.expand_as(value))
+        else:
+            value.mul_(torch.addcmul(of_own, of_diagonal, product.diagonal[:, None]))
+            value.addcmul_(product.beside, of_product.expand_as(value))
         if len(views) == 2:
             value.addcmul_(views[1].float() - other_mean, of_other.expand_as(value))
             value.add_(views[0].float() - views[1].float(), alpha=distance)
         out.copy_(value)
 
-    def column_dots(self, product: Tensor, z: Tensor, mean: Tensor) -> Tensor:
-        return (product * (z.float() - mean.float())).sum(dim=0, dtype=torch.float64)
+    def column_dots(self, product: Product, x: Operand) -> Tensor:
+        centred, values = x.z.float() - x.mean.float(), product.beside
+        if product.diagonal is not None:
+            scaled = centred if x.scale is None else centred * x.scale.float()
+            values = torch.addcmul(values, scaled, product.diagonal[:, None])
+        return (values * centred).sum(dim=0, dtype=torch.float64)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dtype=torch.float64)
