@@ -2,6 +2,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +19,39 @@ def pytest_configure() -> None:
     # Children that compile kernels for real drop the variable themselves.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
+        _patch_once_a_launch()
+
+
+def _patch_once_a_launch() -> None:
+    """Triton's interpreter replaces the functions of its language at a launch, and all of them again at every call of a
+    device function, which is half of its time. Here each kernel's launch replaces them once."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    from triton import language
+
+    if not hasattr(interpreter, "_LangPatchScope"):  # of another version
+        return
+    patch = interpreter._patch_lang
+    patched: set[tuple[bool, ...]] = set()
+
+    def patch_once(function: Any) -> Any:
+        seen = [value for value in function.__globals__.values() if isinstance(value, ModuleType)]
+        modules = tuple(module in seen for module in (language, language.core))
+        if modules in patched:
+            return None  # a device function's, which nobody restores
+        outermost = not patched
+        patched.add(modules)
+        scope = patch(function)
+        if outermost:
+            restore = scope.restore
+
+            def restore_all() -> None:
+                patched.clear()
+                restore()
+
+            scope.restore = restore_all
+        return scope
+
+    interpreter._patch_lang = patch_once
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

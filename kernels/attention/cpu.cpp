@@ -60,6 +60,7 @@ void head_rows(const Problem& p, const Rows& from, const Table& rope, float fact
 void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, int64_t first_query, int64_t last_query,
                   int64_t tile, Rows out, float* lse, ForwardScratch& s) {
   const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
+  const int64_t offset = p.mask.offset(sequence.queries, sequence.keys);
   head_rows(p, p.key, p.rope_key, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.rows);
   s.key_panels.resize(std::max<int64_t>(s.key_panels.size(), keys * width));
   to_panels(s.rows.data(), keys, width, panel, s.key_panels.data());
@@ -71,7 +72,7 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
   for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)
     for (int64_t first = first_query; first < last_query; first += tile) {
       const int64_t last = std::min(first + tile, last_query), count = last - first;
-      s.visits.collect(p.mask, sequence.sample, head, first, last, sequence.keys);
+      s.visits.collect(p.mask, sequence.sample, head, first, last, sequence.keys, offset);
       const int64_t token = sequence.first_q + first;
       head_rows(p, p.query, p.rope_query, p.scale_2(), sequence.sample, token, count, head, count + count % 2,
                 s.query);
@@ -90,6 +91,7 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
 void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, Rows out, Rows grad_out,
                    const float* lse, Rows grad_query, Rows grad_key, Rows grad_value, BackwardScratch& s) {
   const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
+  const int64_t offset = p.mask.offset(sequence.queries, sequence.keys);
   const int64_t tile = p.mask.tile(sequence.queries);
   for (auto* buffer : {&s.key_panels, &s.value_panels, &s.grad_key, &s.grad_value})
     buffer->resize(std::max<int64_t>(buffer->size(), keys * width));
@@ -108,7 +110,7 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
     for (int64_t first = 0; first < sequence.queries; first += tile) {
       const int64_t last = std::min(first + tile, sequence.queries), count = last - first, even = count + count % 2;
       const int64_t token = sequence.first_q + first;
-      s.visits.collect(p.mask, sample, head, first, last, sequence.keys);
+      s.visits.collect(p.mask, sample, head, first, last, sequence.keys, offset);
       head_rows(p, p.query, p.rope_query, p.scale_2(), sample, token, count, head, even, s.query);
       head_rows(p, grad_out, {}, 1.0f, sample, token, count, head, even, s.grad_out);
       head_rows(p, out, {}, 1.0f, sample, token, count, head, even, s.out);
@@ -163,6 +165,7 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
     mask.cu_seqlens_q = integers(list_0);
     mask.cu_seqlens_k = integers(list_1);
     mask.sequences = list_0.value().size(0) - 1;
+    mask.step = number_2;
   } else if (mask.kind == MaskKind::kBlockCausal) {
     mask.step = number_0;
     mask.query_offset = number_1;

@@ -24,7 +24,7 @@ def scaled_dot_product_attention(
     query `[B, Hq, Nq, D]`, key and value `[B, Hk, Nk, D]`, or all without B; Hq may differ from Hk where `enable_gqa`.
     attn_mask: bool, True where a query sees a key, of a shape that broadcasts to `[B, Hq, Nq, Nk]`; it is cut into
         blocks at every call, so give one `BlockSparse` (or a `BlockCausal`) to calls that share a mask.
-    dropout_p: 0. is_causal: query i sees keys 0 .. i.
+    dropout_p: 0. is_causal: query i sees keys 0 .. i, however many keys there are.
 
     Returns the shape of query, laid out in memory as `[B, Nq, Hq, D]`: `out.transpose(1, 2)` is free.
 
@@ -75,16 +75,14 @@ def flash_attn_varlen_func(
     """`flash_attn.flash_attn_varlen_func` by `masked_attention` under `Varlen`.
 
     q `[total_q, Hq, D]`, k and v `[total_k, Hk, D]`, cu_seqlens int32 `[S + 1]`. Returns the shape and dtype of q.
+    causal: aligned to the last query and key of each sequence; a query that sees no key gives zeros.
     deterministic: for the backward; `torch.use_deterministic_algorithms` asks for it as well.
 
-    Raises ValueError for dropout or causal=True, otherwise what `masked_attention` raises.
+    Raises ValueError for dropout, otherwise what `masked_attention` raises.
     """
     if dropout_p != 0.0:
         raise ValueError(f"dropout_p: expected 0.0, this attention has no dropout, got {dropout_p}")
-    if causal:
-        raise ValueError("causal: expected False, packed sequences are attended to in full, got True")
     if deterministic and not torch.are_deterministic_algorithms_enabled():
         raise ValueError("deterministic: call torch.use_deterministic_algorithms(True) instead")
-    return masked_attention(
-        q, k, v, mask=Varlen(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k), scale=softmax_scale
-    )
+    mask = Varlen(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+    return masked_attention(q, k, v, mask=mask, scale=softmax_scale)

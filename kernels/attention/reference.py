@@ -113,9 +113,16 @@ def _by_head(
 
 def _scores(call: Call, q: Tensor, k: Tensor) -> Tensor:
     score = (q @ k.mT) * call.scale
-    if call.mask is None or isinstance(call.mask, Varlen):
+    queries, keys = score.shape[-2:]
+    if call.mask is None:
         return score
-    return score.masked_fill(~call.mask.dense(q.shape[-2], k.shape[-2], q.device), -torch.inf)
+    if isinstance(call.mask, Varlen):  # of one sequence alone
+        if not call.mask.causal:
+            return score
+        visible = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    else:
+        visible = call.mask.dense(queries, keys, q.device)
+    return score.masked_fill(~visible, -torch.inf)
 
 
 def _probabilities(score: Tensor) -> Tensor:

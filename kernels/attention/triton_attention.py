@@ -251,7 +251,9 @@ class _Problem(NamedTuple):
             return *self.mask.block_size, planes_of_sample, int(self.mask.mask_heads > 1)
         if isinstance(self.mask, BlockCausal):
             return 0, min(self.mask.block_size, _FAR), min(self.mask.query_offset, _FAR - 1), 0
-        return int(isinstance(self.mask, Varlen)), _FAR, 0, 0
+        if isinstance(self.mask, Varlen):
+            return 1, 1 if self.mask.causal else _FAR, 0, int(self.mask.causal)
+        return 0, _FAR, 0, 0
 
 
 @functools.cache

@@ -17,7 +17,7 @@ struct Mask {
   MaskKind kind;
   const int32_t *cu_seqlens_q, *cu_seqlens_k;  // kVarlen
   int64_t sequences;
-  int64_t step, query_offset;  // kBlockCausal
+  int64_t step, query_offset;  // kBlockCausal, and kVarlen where it is causal; step 0: a sequence is seen whole
   // kBlockSparse: the lists of masks/block_sparse.py.
   const int32_t *full_offsets, *full_keys, *partial_offsets, *partial_keys;
   const uint32_t* partial_bits;
@@ -27,6 +27,11 @@ struct Mask {
   int64_t panel(int64_t keys) const {
     const int64_t whole = kind == MaskKind::kBlockSparse && block_k % kPanel ? 32 : kPanel;
     return std::min(whole, std::max(keys + kLanes - 1, kLanes) / kLanes * kLanes);
+  }
+
+  // Position among the keys of a sequence's first query.
+  int64_t offset(int64_t queries, int64_t keys) const {
+    return kind == MaskKind::kVarlen ? keys - queries : query_offset;
   }
 
   // Queries of a tile, even: tiles of equal size inside what a tile may not straddle.
@@ -48,8 +53,9 @@ struct Visits {
   std::vector<Visit> list;
   std::vector<uint64_t> bits;
 
-  // For queries [first, last) of a sequence of `keys` keys; b and h number sample and query head.
-  void collect(const Mask& mask, int64_t b, int64_t h, int64_t first, int64_t last, int64_t keys) {
+  // For queries [first, last) of a sequence of `keys` keys, the first query at `offset` among them; b and h number
+  // sample and query head.
+  void collect(const Mask& mask, int64_t b, int64_t h, int64_t first, int64_t last, int64_t keys, int64_t offset) {
     list.clear();
     bits.clear();
     // Grown beforehand: visits point into it.
@@ -58,14 +64,17 @@ struct Visits {
     next_bits_ = bits.data();
     if (mask.kind == MaskKind::kBlockSparse) {
       collect_sparse(mask, b, h, first, last, keys);
-    } else if (mask.kind == MaskKind::kBlockCausal) {
-      for (int64_t key = 0; key < visible(mask, last - 1, keys); key += kPanel) {
+    } else if (mask.step > 0) {
+      const auto visible = [&](int64_t query) {
+        return std::min(((query + offset) / mask.step + 1) * mask.step, keys);
+      };
+      for (int64_t key = 0; key < visible(last - 1); key += kPanel) {
         const int64_t end = std::min(key + kPanel, keys);
-        if (visible(mask, first, keys) >= end) {
+        if (visible(first) >= end) {
           list.push_back({key, end - key, nullptr});
         } else {
           list.push_back({key, end - key, next_bits_});
-          for (int64_t q = first; q < last; ++q) *next_bits_++ = lowest(visible(mask, q, keys) - key);
+          for (int64_t q = first; q < last; ++q) *next_bits_++ = lowest(visible(q) - key);
         }
       }
     } else {
@@ -78,10 +87,6 @@ struct Visits {
 
   static uint64_t lowest(int64_t count) {
     return count <= 0 ? 0 : count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
-  }
-
-  static int64_t visible(const Mask& mask, int64_t query, int64_t keys) {
-    return std::min(((query + mask.query_offset) / mask.step + 1) * mask.step, keys);
   }
 
   void collect_sparse(const Mask& mask, int64_t b, int64_t h, int64_t first, int64_t last, int64_t keys) {

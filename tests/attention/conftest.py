@@ -60,13 +60,16 @@ def _draw(
     *,
     heads: tuple[int, int] = (4, 2),
     lengths: tuple[int, int] = (53, 70),
+    samples: int = 2,
     block_size: tuple[int, int] = (32, 32),
     seed: int = 0,
 ) -> Problem:
     """heads, lengths: of queries and of keys. A sparse mask has full, partial and empty blocks, and empty rows."""
     random = torch.Generator().manual_seed(seed)
-    packed = mask == "varlen"
-    tokens = ((sum(LENGTHS_Q),), (sum(LENGTHS_K),)) if packed else tuple((2, length) for length in lengths)
+    packed = mask.startswith("varlen")
+    tokens = (
+        ((sum(LENGTHS_Q),), (sum(LENGTHS_K),)) if packed else tuple((samples, length) for length in lengths)
+    )
     query, key, value, grad_out = (
         torch.randn(*tokens[side], heads[side], head_dim, generator=random).to(dtype) for side in (0, 1, 1, 0)
     )
@@ -79,9 +82,10 @@ def _draw(
     masks: dict[str, Callable[[], Mask | None]] = {
         "none": lambda: None,
         "varlen": lambda: Varlen.from_lengths(LENGTHS_Q, LENGTHS_K),
+        "varlen_causal": lambda: Varlen.from_lengths(LENGTHS_Q, LENGTHS_K, causal=True),
         "block_causal": lambda: BlockCausal(9, query_offset=lengths[1] - lengths[0]),
         "block_sparse": lambda: BlockSparse.from_dense(
-            _any_mask((2, heads[0], *lengths), block_size, random), block_size
+            _any_mask((samples, heads[0], *lengths), block_size, random), block_size
         ),
     }
     return Problem(query, key, value, grad_out, masks[mask](), ropes)

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from jepa_fast import BlockCausal, Rope3D, Varlen, masked_attention
 from jepa_fast.kernels.attention import api
 
-MASKS = ("none", "varlen", "block_causal", "block_sparse")
+MASKS = ("none", "varlen", "varlen_causal", "block_causal", "block_sparse")
 
 
 @pytest.fixture(autouse=True)

@@ -27,9 +27,11 @@ def draw(heads_k: int = 4) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"is_causal": True}], ids=str)
+@pytest.mark.parametrize("keys", [60, 40])
 @pytest.mark.parametrize("heads_k", [4, 2])
-def test_sdpa(heads_k: int, options: dict[str, Any]) -> None:
-    leaves = [x.requires_grad_() for x in draw(heads_k)]
+def test_sdpa(heads_k: int, keys: int, options: dict[str, Any]) -> None:
+    query, key, value = draw(heads_k)
+    leaves = [x.requires_grad_() for x in (query, key[:, :, :keys], value[:, :, :keys])]
     options = {"enable_gqa": heads_k != 4, **options}
     outs = [f(*leaves, **options) for f in (scaled_dot_product_attention, F.scaled_dot_product_attention)]
     torch.testing.assert_close(*outs)
@@ -84,11 +86,32 @@ def test_flash_attention_varlen() -> None:
     assert torch.equal(scaled, masked_attention(q, k, v, mask=mask, scale=0.5))
     for options, message in (
         ({"dropout_p": 0.2}, "dropout_p: expected 0.0"),
-        ({"causal": True}, "causal: expected False"),
         ({"deterministic": True}, "deterministic: call torch.use_deterministic_algorithms"),
     ):
         with pytest.raises(ValueError, match=message):
             flash_attn_varlen_func(*arguments, **options)
+
+
+def test_causal_flash_attention_is_aligned_to_the_last_key() -> None:
+    lengths_q, lengths_k = [5, 1, 20, 0, 6], [3, 7, 20, 4, 0]
+    mask = Varlen.from_lengths(lengths_q, lengths_k)
+    sizes = ((sum(lengths_q), 4), (sum(lengths_k), 2), (sum(lengths_k), 2))
+    leaves = [torch.randn(*size, 32, dtype=torch.float64, requires_grad=True) for size in sizes]
+    found = flash_attn_varlen_func(*leaves, *mask.tensors(), 20, 20, causal=True)
+    parts = []
+    for q, k, v in zip(
+        *(x.split(n) for x, n in zip(leaves, (lengths_q, lengths_k, lengths_k), strict=True)), strict=True
+    ):
+        rows, columns = torch.arange(len(q))[:, None], torch.arange(len(k))[None, :]
+        visible = columns <= rows + len(k) - len(q)
+        k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        weights = torch.einsum("qhd,khd->hqk", q, k).mul(32**-0.5).exp() * visible
+        weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
+        parts.append(torch.einsum("hqk,khd->qhd", weights, v))
+    expected = torch.cat(parts)
+    assert not found[:2].any()  # five queries, three keys: the first two see none
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), leaves) for x in (found, expected)))
 
 
 def test_a_caller_changes_one_import(monkeypatch: pytest.MonkeyPatch) -> None:

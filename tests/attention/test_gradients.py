@@ -22,8 +22,14 @@ def any_mask() -> BlockSparse:
 @pytest.mark.parametrize("pairing", [None, "tiled", "interleaved"])
 @pytest.mark.parametrize(
     "mask",
-    [None, BlockCausal(2, 1), any_mask(), Varlen.from_lengths([2, 0, 3], [1, 2, 3])],
-    ids=lambda m: type(m).__name__,
+    [
+        None,
+        BlockCausal(2, 1),
+        any_mask(),
+        Varlen.from_lengths([2, 0, 3], [1, 2, 3]),
+        Varlen.from_lengths([2, 0, 3], [1, 2, 3], causal=True),
+    ],
+    ids=["none", "block_causal", "block_sparse", "varlen", "varlen_causal"],
 )
 def test_gradcheck(mask: Mask | None, pairing: str | None) -> None:
     random = torch.Generator().manual_seed(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from jepa_fast import BlockCausal, BlockSparse, Rope3D, Varlen, explain, masked_attention
 
 IMPLEMENTATIONS = [pytest.param("native", marks=pytest.mark.native), "reference"]
-MASKS = ("none", "varlen", "block_causal", "block_sparse")
+MASKS = ("none", "varlen", "varlen_causal", "block_causal", "block_sparse")
 Draw = Callable[..., Any]
 
 

@@ -11,15 +11,16 @@ from jepa_fast import Rope3D, rope_3d
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter's bfloat16 is broken.
 DTYPES = (torch.float32, torch.float16, *((torch.bfloat16,) if DEVICE == "cuda" else ()))
+HEAD_DIMS = (8, 24, 32, 48, 64, 80, 88, 104, 128)
 Draw = Callable[..., tuple[Tensor, Tensor, Rope3D]]
 Hold = Callable[..., None]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pairing", ["tiled", "interleaved"])
-@pytest.mark.parametrize("head_dim", [8, 24, 32, 48, 64, 80, 88, 104, 128])
-def test_error_budget(draw: Draw, hold: Hold, head_dim: int, pairing: str, dtype: torch.dtype) -> None:
-    hold(*draw(head_dim, dtype, pairing, device=DEVICE), "triton")
+@pytest.mark.parametrize("place", range(len(HEAD_DIMS)))
+def test_error_budget(draw: Draw, hold: Hold, place: int, pairing: str) -> None:
+    dtype = DTYPES[(place + (pairing == "tiled")) % len(DTYPES)]
+    hold(*draw(HEAD_DIMS[place], dtype, pairing, device=DEVICE), "triton")
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 70])

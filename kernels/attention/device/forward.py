@@ -141,7 +141,9 @@ def attention_forward_kernel(
     i_head = i_program // tiles_own % heads_q
     i_sample = i_program // tiles_own // heads_q
     i_head_k = i_head // group
-    first_q, rows_q, first_k, rows_k = mask.sequences(lists, numbers, i_sample, length_q, length_k, MASK)
+    first_q, rows_q, first_k, rows_k, numbers = mask.sequences(
+        lists, numbers, i_sample, length_q, length_k, MASK
+    )
     if first_query >= rows_q:
         return
     o_m = tl.arange(0, BLOCK_M)

@@ -100,7 +100,9 @@ def attention_query_gradient_kernel(
     first_query = (tiles_own - 1 - i_program % tiles_own) * BLOCK_M
     i_head = i_program // tiles_own % heads_q
     i_sample = i_program // tiles_own // heads_q
-    first_q, rows_q, first_k, rows_k = mask.sequences(lists, numbers, i_sample, length_q, length_k, MASK)
+    first_q, rows_q, first_k, rows_k, numbers = mask.sequences(
+        lists, numbers, i_sample, length_q, length_k, MASK
+    )
     if first_query < rows_q:
         walks.query_gradients(
             p_query, p_key, p_value, p_grad_out, None, p_lse, p_delta, p_grad_query, None, None, None, None,
@@ -171,7 +173,9 @@ def attention_key_gradient_kernel(
     first_key = i_program % tiles_own * BLOCK_N
     i_head_k = i_program // tiles_own % (heads_q // group)
     i_sample = i_program // tiles_own // (heads_q // group)
-    first_q, rows_q, first_k, rows_k = mask.sequences(lists, numbers, i_sample, length_q, length_k, MASK)
+    first_q, rows_q, first_k, rows_k, numbers = mask.sequences(
+        lists, numbers, i_sample, length_q, length_k, MASK
+    )
     if first_key < rows_k:
         walks.key_gradients(
             p_query, p_key, p_value, p_grad_out, p_lse, p_delta, p_grad_key, p_grad_value, None, None, None, None,

@@ -8,7 +8,7 @@ A plan is what one program walks over: tiles `begin` to `end` of a list or of th
 The last three are the bit mask's own. `lists` are six int32 pointers, `numbers` four integers:
 
     PREFIX   lists:   cu_seqlens_q, cu_seqlens_k
-             numbers: packed, step, offset
+             numbers: packed, step, offset, whether the last query is to see the last key
     BITMASK  lists:   offsets and blocks of the full list, offsets and blocks of the partial list, places, bits
              numbers: block_q, block_k, planes from a sample to the next, planes from a head to the next
 """
@@ -25,13 +25,14 @@ BITMASK: tl.constexpr = tl.constexpr(1)
 
 @triton.jit
 def sequences(lists, numbers, i_sample, length_q, length_k, MASK: tl.constexpr):
-    """(first packed query, queries, first packed key, keys) of a sample."""
+    """(first packed query, queries, first packed key, keys, numbers) of a sample."""
     if MASK == PREFIX:
         first_q, rows_q = prefix.segment(lists[0], i_sample, length_q, numbers[0])
         first_k, rows_k = prefix.segment(lists[1], i_sample, length_k, numbers[0])
-        return first_q, rows_q, first_k, rows_k
+        offset = numbers[2] + numbers[3] * (rows_k - rows_q)
+        return first_q, rows_q, first_k, rows_k, (numbers[0], numbers[1], offset, numbers[3])
     else:
-        return 0, length_q, 0, length_k
+        return 0, length_q, 0, length_k, numbers
 
 
 @triton.jit

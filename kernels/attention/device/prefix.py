@@ -1,6 +1,7 @@
 """Masks under which a query sees its sequence's first keys: no mask at all, packed sequences, causal over steps.
 
 Query i sees key j where j // step <= (i + offset) // step. Without causality one step is longer than any sequence.
+An offset below 0, of more queries than keys, comes with steps of one token: the first queries then see nothing.
 """
 
 # mypy: allow-untyped-defs

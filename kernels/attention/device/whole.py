@@ -83,7 +83,9 @@ def attention_whole_gradient_kernel(
     i_program = tl.program_id(0)
     i_head_k = i_program % (heads_q // group)
     i_sample = i_program // (heads_q // group)
-    first_q, rows_q, first_k, rows_k = mask.sequences(lists, numbers, i_sample, length_q, length_k, MASK)
+    first_q, rows_q, first_k, rows_k, numbers = mask.sequences(
+        lists, numbers, i_sample, length_q, length_k, MASK
+    )
     turn_q = (i_sample.to(tl.int64) * rope_sample_q + first_q) * HEAD_DIM
     turn_k = (i_sample.to(tl.int64) * rope_sample_k + first_k) * HEAD_DIM
     p_cos_q += turn_q

@@ -16,18 +16,21 @@ CHECK_VARIABLE = "JEPA_FAST_CHECK"
 
 @dataclass(frozen=True, eq=False)
 class Varlen:
-    """Packed sequences: query s attends to the keys of sequence s, all of them. Nothing is padded or cut.
+    """Packed sequences: a query attends to the keys of its own sequence. Nothing is padded or cut.
 
     cu_seqlens_q, cu_seqlens_k: int32 [S + 1], contiguous; sequence s is rows cu_seqlens[s] .. cu_seqlens[s + 1].
         The first value is 0, values never fall, the last one is the number of packed tokens. The values are read
         on the device alone: `JEPA_FAST_CHECK=1` has them checked there, without a synchronisation.
     max_seqlen_q, max_seqlen_k: at least the longest sequence's length; they size the launch.
+    causal: False, all of them. True, of a sequence's Lq queries and Lk keys query i sees keys j <= i + Lk - Lq: the
+        last query sees every key, and where queries are more than keys the first ones see none.
     """
 
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
     max_seqlen_q: int
     max_seqlen_k: int
+    causal: bool = False
 
     kind: ClassVar[str] = "varlen"
     packed: ClassVar[bool] = True
@@ -39,6 +42,7 @@ class Varlen:
         lengths_k: Sequence[int] | None = None,
         *,
         device: torch.device | str = "cpu",
+        causal: bool = False,
     ) -> "Varlen":
         """From lengths on the host; keys have those of the queries unless given."""
 
@@ -51,17 +55,17 @@ class Varlen:
             raise ValueError(f"lengths_k: expected {len(lengths_q)} lengths as in lengths_q, got {len(keys)}")
         cu_seqlens_q = offsets(lengths_q)
         cu_seqlens_k = cu_seqlens_q if lengths_k is None else offsets(keys)
-        return cls(cu_seqlens_q, cu_seqlens_k, max(lengths_q, default=0), max(keys, default=0))
+        return cls(cu_seqlens_q, cu_seqlens_k, max(lengths_q, default=0), max(keys, default=0), causal)
 
     def tensors(self) -> list[Tensor]:
         return [self.cu_seqlens_q, self.cu_seqlens_k]
 
     def integers(self) -> list[int]:
-        return [self.max_seqlen_q, self.max_seqlen_k]
+        return [self.max_seqlen_q, self.max_seqlen_k, int(self.causal)]
 
     @classmethod
     def rebuild(cls, tensors: Sequence[Tensor], integers: Sequence[int]) -> "Varlen":
-        return cls(tensors[0], tensors[1], integers[0], integers[1])
+        return cls(tensors[0], tensors[1], integers[0], integers[1], bool(integers[2]))
 
     def check(self, query: Tensor, key: Tensor) -> None:
         for name, cu_seqlens in (("cu_seqlens_q", self.cu_seqlens_q), ("cu_seqlens_k", self.cu_seqlens_k)):
@@ -100,7 +104,13 @@ class Varlen:
             torch.searchsorted(cu_seqlens, torch.arange(length, device=device, dtype=torch.int32), right=True)
             for cu_seqlens, length in ((self.cu_seqlens_q, query_length), (self.cu_seqlens_k, key_length))
         )
-        return sequence_q[:, None] == sequence_k[None, :]
+        together = sequence_q[:, None] == sequence_k[None, :]
+        if not self.causal:
+            return together
+        # Counted back from its sequence's end, a query sees the keys that are no nearer to the end than itself.
+        from_end_q = self.cu_seqlens_q[sequence_q] - torch.arange(query_length, device=device)
+        from_end_k = self.cu_seqlens_k[sequence_k] - torch.arange(key_length, device=device)
+        return together & (from_end_k[None, :] >= from_end_q[:, None])
 
 
 def _check_on_host(letter: str, cu_seqlens: list[int], total: int, longest: int) -> None:
