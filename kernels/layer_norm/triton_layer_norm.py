@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..runtime.configuration import KernelConfiguration
 from ..runtime.launch import launch
-from .branch import Branch, Gradients, Outputs, gradients
+from .branch import Branch, Gradients, Outputs
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _HALVES = (torch.bfloat16, torch.float16)
@@ -284,9 +284,7 @@ def forward(
     device, shape = residual.device, residual.shape
     rows, features = shape[0] * shape[1], shape[2]
     normalized = torch.empty(shape, dtype=dtype, device=device)
-    new_residual = (
-        residual if branch is None else torch.empty(shape, dtype=residual.dtype, device=device)
-    )
+    new_residual = residual if branch is None else torch.empty(shape, dtype=residual.dtype, device=device)
     mean, rstd = (torch.empty(shape[:2], dtype=torch.float32, device=device) for _ in range(2))
     if rows == 0:
         return Outputs(normalized, new_residual, mean, rstd)
@@ -376,14 +374,9 @@ def backward(
             *flags,
         )
     summed = partial.sum(0)  # by PyTorch, in an order that the shape alone decides
-    found = [grad_residual, summed[0], summed[1]]
-    if grad_update is not grad_residual:
-        found.append(grad_update)
-    if branch is not None and branch.bias is not None:
-        found.append(summed[2])
-    if kind == LAYER_SCALE:
-        found.append(summed[3])
-    return gradients(found, branch, new_residual.dtype)
+    if kind >= FACTORS and branch is not None and branch.bias is None:
+        summed = torch.cat((summed[:2], summed[3:]))
+    return Gradients(grad_residual, summed, None if grad_update is grad_residual else grad_update)
 
 
 def _block(features: int) -> int:

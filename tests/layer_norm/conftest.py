@@ -65,7 +65,10 @@ def _draw(
         1.0 + 0.2 * normal(width),
         normal(width),
         # A mean keeps the sums over rows away from zero, where a relative error says nothing.
-        ((0.5 + normal(*shape)).to(of_normalized), normal(*shape).to(of_residual) if add and stream else None),
+        (
+            (0.5 + normal(*shape)).to(of_normalized),
+            normal(*shape).to(of_residual) if add and stream else None,
+        ),
         {name: drawn[name] for name in options},
     )
 
@@ -80,9 +83,7 @@ def _apply(inputs: Inputs, implementation: str, dtype: torch.dtype | None) -> tu
     options: dict[str, Any] = {"eps": EPS, "dtype": dtype, "implementation": implementation}
     if inputs.x is None:
         return (layer_norm(inputs.residual, inputs.weight, inputs.bias, **options),)
-    return add_layer_norm(
-        inputs.x, inputs.residual, inputs.weight, inputs.bias, **inputs.options, **options
-    )
+    return add_layer_norm(inputs.x, inputs.residual, inputs.weight, inputs.bias, **inputs.options, **options)
 
 
 def _published(inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, ...]:

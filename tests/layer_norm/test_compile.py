@@ -36,9 +36,7 @@ def test_one_graph_forward_and_backward(
 
     results = []
     for function in (step, torch.compile(step, fullgraph=True, backend=counter)):
-        leaves = [
-            t.clone().requires_grad_() for t in (inputs.x, inputs.residual, inputs.weight, inputs.bias)
-        ]
+        leaves = [t.clone().requires_grad_() for t in (inputs.x, inputs.residual, inputs.weight, inputs.bias)]
         outputs = function(*leaves)
         results.append((*outputs, *torch.autograd.grad(outputs, leaves, inputs.upstream)))
     assert counter.frame_count == 1

@@ -108,14 +108,18 @@ def test_a_chain_of_blocks_under_autocast() -> None:
         return y
 
     def plain(stream: Tensor, vectors: tuple[Tensor, Tensor], weights: list[Tensor]) -> Tensor:
-        norm: Callable[[Tensor], Tensor] = lambda x: F.layer_norm(x, (64,), *vectors, 1e-6)
+        def norm(x: Tensor) -> Tensor:
+            return F.layer_norm(x, (64,), *vectors, 1e-6)
+
         y = norm(stream)
         for weight in weights:
             stream = stream + y @ weight
             y = norm(stream)
         return y
 
-    def gradient(function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool) -> tuple[Tensor, Tensor]:
+    def gradient(
+        function: Callable[..., Tensor], dtype: torch.dtype, autocast: bool
+    ) -> tuple[Tensor, Tensor]:
         leaf = start.to(dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = function(leaf, tuple(v.to(dtype) for v in vectors), [w.to(dtype) for w in weights])

@@ -38,7 +38,9 @@ def test_widths(draw, hold, features: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("options", [names for n in range(4) for names in itertools.combinations(OPTIONS, n)], ids=str)
+@pytest.mark.parametrize(
+    "options", [names for n in range(4) for names in itertools.combinations(OPTIONS, n)], ids=str
+)
 def test_options(draw, hold, options: tuple[str, ...], stream: bool) -> None:
     for dtypes in ((torch.float32,) * 3, (torch.bfloat16, torch.float32, torch.bfloat16)):
         hold(draw(3, 4, 40, dtypes=dtypes, options=options, stream=stream), "native")

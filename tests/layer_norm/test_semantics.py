@@ -18,7 +18,9 @@ Results = Callable[..., list[Tensor]]
 
 
 @pytest.mark.parametrize("options", EVERY_OPTION, ids=str)
-def test_reference_is_layer_norm_of_the_sum(draw, results: Results, published, options: tuple[str, ...]) -> None:
+def test_reference_is_layer_norm_of_the_sum(
+    draw, results: Results, published, options: tuple[str, ...]
+) -> None:
     inputs = draw(3, 5, 7, dtypes=DOUBLE, options=options)
     torch.testing.assert_close(results(inputs), published(inputs), rtol=1e-11, atol=1e-13)
 
@@ -175,7 +177,9 @@ def test_explain() -> None:
     assert "torch.float64" in str(explain("layer_norm", x, w, b, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"drop_path: expected \[4\]"):
         explain("layer_norm", x, x, w, b, drop_path=torch.ones(3))
-    with pytest.raises(ValueError, match="tensors: expected the 3 of layer_norm or the 4 of add_layer_norm, got 2"):
+    with pytest.raises(
+        ValueError, match="tensors: expected the 3 of layer_norm or the 4 of add_layer_norm, got 2"
+    ):
         explain("layer_norm", x, w)
     with pytest.raises(TypeError, match="options: expected those of the op, got kind"):
         explain("layer_norm", x, w, b, kind=1)

@@ -32,7 +32,9 @@ def test_widths(draw, hold_triton, features: int) -> None:
     hold_triton(draw(2, 9, features, dtypes=MIXED))
 
 
-@pytest.mark.parametrize("options", [names for n in range(4) for names in itertools.combinations(OPTIONS, n)], ids=str)
+@pytest.mark.parametrize(
+    "options", [names for n in range(4) for names in itertools.combinations(OPTIONS, n)], ids=str
+)
 def test_options(draw, hold_triton, options: tuple[str, ...]) -> None:
     hold_triton(draw(3, 4, 48, dtypes=MIXED, options=options))
     hold_triton(draw(3, 4, 48, options=options))
