@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
-from .branch import Branch, Gradients, gradients
+from .branch import Branch
 from .check import check, check_branch
 
 __all__ = ["add_layer_norm", "layer_norm"]
@@ -81,9 +81,9 @@ def add_layer_norm(
     implementation: "auto", "triton", "native" or "reference".
 
     x, residual and normalized may each be float32, bfloat16 or float16 (in the Triton kernel not both of the halves),
-    float64 in the reference; vectors any floating point, used in float32. Returns contiguous (normalized, new_residual),
-    the second in the dtype of residual. The sum is formed in float32 and rounded once; what is normalised is the
-    rounded sum. Statistics and sums are float32.
+    float64 in the reference; vectors any floating point, used in float32. Returns contiguous (normalized,
+    new_residual), the second in the dtype of residual. The sum is formed in float32 and rounded once; what is
+    normalised is the rounded sum. Statistics and sums are float32.
 
     Differentiable once in all but drop_path; gradients have the dtypes of their tensors. The backward is one pass over
     the gradients and new_residual, which it keeps (x only for the gradient of layer_scale), so do not change
@@ -161,7 +161,9 @@ class _LayerNorm(torch.autograd.Function):
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-    residual, update, weight, bias, update_bias, layer_scale, drop_path, _, ctx.dtype, ctx.implementation = inputs
+    residual, update, weight, bias, update_bias, layer_scale, drop_path, _, ctx.dtype, ctx.implementation = (
+        inputs
+    )
     ctx.update_dtype = None if update is None else update.dtype
     new_residual = residual if update is None else outputs[1]
     # What each vector's gradient is cast to.
@@ -179,17 +181,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> Non
 
 def _placed(ctx: Any, found: list[Tensor]) -> tuple[Tensor | None, ...]:
     """A gradient for every argument of the forward."""
-    _, _, _, _, _, update_bias, layer_scale, drop_path = ctx.saved_tensors
-    branch = None
-    if ctx.update_dtype is not None:
-        branch = Branch(None, ctx.update_dtype, update_bias, layer_scale, drop_path)
-    g: Gradients = gradients(found, branch, found[0].dtype)
-    vectors = [
-        None if x is None else x.to(dtype)
-        for x, dtype in zip((g.weight, g.bias, g.branch_bias, g.layer_scale), ctx.dtypes, strict=True)
-    ]
-    update = None if branch is None else g.residual if g.branch is None else g.branch
-    return g.residual, update, *vectors, None, None, None, None
+    residual, sums, *branch = found
+    update = None if ctx.update_dtype is None else branch[0] if branch else residual
+    rows = iter(sums.unbind())
+    weight, bias, *vectors = (None if dtype is None else next(rows).to(dtype) for dtype in ctx.dtypes)
+    return residual, update, weight, bias, *vectors, None, None, None, None
 
 
 def _forward(
@@ -228,7 +224,7 @@ def _backward(
     update_dtype: torch.dtype | None,
     implementation: str,
 ) -> list[Tensor]:
-    """The `Gradients` that are not None."""
+    """The `Gradients`, the last one left out if it is None."""
     branch = None
     if update_dtype is not None:
         x = None if update is None else _rows(update)
@@ -244,10 +240,10 @@ def _backward(
         weight,
         branch,
     )
-    large = {"residual": found.residual.view(new_residual.shape)}
-    if found.branch is not None:
-        large["branch"] = found.branch.view(new_residual.shape)
-    return [gradient for gradient in found._replace(**large) if gradient is not None]
+    grad_residual, sums = found.residual.view(new_residual.shape), found.sums
+    if found.branch is None:
+        return [grad_residual, sums]
+    return [grad_residual, sums, found.branch.view(new_residual.shape)]
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -272,7 +268,9 @@ def explain(*tensors: Tensor, dtype: torch.dtype | None = None, **options: Any) 
     """What `layer_norm(x, weight, bias)` or `add_layer_norm(x, residual, weight, bias)` would choose, by the number of
     tensors, and why the others are refused."""
     if len(tensors) not in (3, 4):
-        raise ValueError(f"tensors: expected the 3 of layer_norm or the 4 of add_layer_norm, got {len(tensors)}")
+        raise ValueError(
+            f"tensors: expected the 3 of layer_norm or the 4 of add_layer_norm, got {len(tensors)}"
+        )
     *update, stream, weight, bias = tensors
     dtype = _result_dtype(stream, dtype)
     check(stream, "residual" if update else "x", weight, bias, options.pop("eps", 1e-6), dtype)
@@ -318,13 +316,13 @@ def _statistics(residual: Tensor) -> Tensor:
 
 def _like_backward(*arguments: Any) -> list[Tensor]:
     _, _, new_residual, mean, _, _, _, update_bias, layer_scale, drop_path, update_dtype, _ = arguments
-    vector = mean.new_empty(new_residual.shape[-1:])
-    found = [new_residual.new_empty(new_residual.shape), vector, vector.clone()]
-    if update_dtype is not None:
-        branch = Branch(None, update_dtype, update_bias, layer_scale, drop_path)
-        if not branch.shares_gradient(new_residual.dtype):
-            found.append(new_residual.new_empty(new_residual.shape, dtype=update_dtype))
-        found += [vector.clone() for wanted in (update_bias, layer_scale) if wanted is not None]
+    branch = Branch(None, update_dtype or new_residual.dtype, update_bias, layer_scale, drop_path)
+    found = [
+        new_residual.new_empty(new_residual.shape),
+        mean.new_empty((2 + branch.vectors, new_residual.shape[-1])),
+    ]
+    if not branch.shares_gradient(new_residual.dtype):
+        found.append(new_residual.new_empty(new_residual.shape, dtype=branch.dtype))
     return found
 
 
@@ -333,7 +331,9 @@ def _keep_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(*output[2:], *(output[1:2] if inputs[1] is None else ()))
 
 
-def _gradient_compiled(ctx: Any, grad_normalized: Tensor, grad_new_residual: Tensor, *_: Any) -> tuple[Any, ...]:
+def _gradient_compiled(
+    ctx: Any, grad_normalized: Tensor, grad_new_residual: Tensor, *_: Any
+) -> tuple[Any, ...]:
     new_residual, mean, *vectors = ctx.saved_tensors
     found = torch.ops.jepa_fast.layer_norm_backward(
         grad_normalized,

@@ -1,6 +1,5 @@
 """What is added to the residual stream, apart from the stream itself."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +32,11 @@ class Branch:
         """Whether the gradient of x is the very tensor that is the gradient of the residual."""
         return self.dtype == residual and self.layer_scale is None and self.drop_path is None
 
+    @property
+    def vectors(self) -> int:
+        """How many of bias and layer_scale there are."""
+        return (self.bias is not None) + (self.layer_scale is not None)
+
     def in_float32(self) -> Optional3:
         """bias, layer_scale and drop_path as the kernels take them; no copy of what is float32 already."""
         bias, scale, drop = self.bias, self.layer_scale, self.drop_path
@@ -54,23 +58,11 @@ class Outputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """weight, bias, branch_bias, layer_scale: in the statistics' dtype.
-
-    branch: None without a branch, and where the gradient of the residual is also that of the branch.
+    """residual: in its dtype. sums: [K, D] in the statistics' dtype, the gradients of weight, bias, then the branch's
+    bias and layer_scale where it has them. branch: None without a branch, and where the gradient of the residual is
+    also that of the branch.
     """
 
     residual: Tensor
-    weight: Tensor
-    bias: Tensor
+    sums: Tensor
     branch: Tensor | None = None
-    branch_bias: Tensor | None = None
-    layer_scale: Tensor | None = None
-
-
-def gradients(present: Sequence[Tensor], branch: Branch | None, residual: torch.dtype) -> Gradients:
-    """`present`, the gradients that are not None, put in their places."""
-    if branch is None:
-        return Gradients(*present)
-    wanted = (not branch.shares_gradient(residual), branch.bias is not None, branch.layer_scale is not None)
-    rest = iter(present[3:])
-    return Gradients(*present[:3], *(next(rest) if want else None for want in wanted))

@@ -46,9 +46,7 @@ def check_branch(
     if not drop_path.is_floating_point():
         raise TypeError(f"drop_path: expected a floating-point dtype, got {drop_path.dtype}")
     if drop_path.device != residual.device:
-        raise ValueError(
-            f"drop_path: expected device {residual.device} of residual, got {drop_path.device}"
-        )
+        raise ValueError(f"drop_path: expected device {residual.device} of residual, got {drop_path.device}")
     if drop_path.requires_grad:
         raise ValueError("drop_path: expected no gradient, as it is drawn; got a tensor that requires one")
 

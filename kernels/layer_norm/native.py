@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import native
-from .branch import Branch, Gradients, Optional3, Outputs, gradients
+from .branch import Branch, Gradients, Optional3, Outputs
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NOTHING: Optional3 = (None, None, None)
@@ -49,15 +49,12 @@ def backward(
     weight: Tensor,
     branch: Branch | None,
 ) -> Gradients:
-    shape, features = new_residual.shape, new_residual.shape[2]
-    found = [torch.empty(shape, dtype=new_residual.dtype)]
-    sums = 2
+    shape = new_residual.shape
+    grad_residual = torch.empty(shape, dtype=new_residual.dtype)
     grad_branch = None
-    if branch is not None:
-        sums += (branch.bias is not None) + (branch.layer_scale is not None)
-        if not branch.shares_gradient(new_residual.dtype):
-            grad_branch = torch.empty(shape, dtype=branch.dtype)
-    summed = torch.empty((sums, features), dtype=torch.float32)
+    if branch is not None and not branch.shares_gradient(new_residual.dtype):
+        grad_branch = torch.empty(shape, dtype=branch.dtype)
+    sums = torch.empty((2 + (0 if branch is None else branch.vectors), shape[2]), dtype=torch.float32)
     native.function("layer_norm_backward")(
         grad_normalized,
         grad_new_residual,
@@ -67,14 +64,13 @@ def backward(
         weight.float().contiguous(),
         branch.x if branch is not None and branch.layer_scale is not None else None,
         *_factors(branch, new_residual),
-        found[0],
+        grad_residual,
         grad_branch,
-        summed,
+        sums,
         branch is not None and branch.bias is not None,
         torch.get_num_threads(),
     )
-    found += [*summed[:2], *([] if grad_branch is None else [grad_branch]), *summed[2:]]
-    return gradients(found, branch, new_residual.dtype)
+    return Gradients(grad_residual, sums, grad_branch)
 
 
 def _factors(branch: Branch | None, residual: Tensor) -> Optional3:

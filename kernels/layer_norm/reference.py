@@ -7,7 +7,8 @@ with mean and variance over the last dimension of h as it is stored. With z = (h
 gradients g of y and g_h of h:
 
     dr   = (w g - mean(w g) - z mean(w g z)) / sqrt(var + eps) + g_h
-    dx   = d_b * s * dr        dc = sum of dx        ds = sum of d_b * (x + c) * dr        dw = sum of g z        db = sum of g
+    dx   = d_b * s * dr        dc = sum of dx        ds = sum of d_b * (x + c) * dr
+    dw   = sum of g z          db = sum of g
 """
 
 import torch
@@ -55,19 +56,19 @@ def backward(
     total = slope * rstd.unsqueeze(-1)
     if grad_new_residual is not None:
         total = total + grad_new_residual.to(working)
-    found = Gradients(total.to(new_residual.dtype), (grad * z).sum(every_row), grad.sum(every_row))
-    if branch is None:
-        return found
-    of_branch = _scaled(total, branch, working)
-    if not branch.shares_gradient(new_residual.dtype):
-        found = found._replace(branch=of_branch.to(branch.dtype))
-    if branch.bias is not None:
-        found = found._replace(branch_bias=of_branch.sum(every_row))
-    if branch.layer_scale is not None:
-        assert branch.x is not None
-        dropped = total if branch.drop_path is None else total * branch.drop_path.to(working)[:, None, None]
-        found = found._replace(layer_scale=(dropped * _biased(branch.x, branch, working)).sum(every_row))
-    return found
+    sums = [(grad * z).sum(every_row), grad.sum(every_row)]
+    grad_branch = None
+    if branch is not None:
+        of_branch = _scaled(total, branch, working)
+        if not branch.shares_gradient(new_residual.dtype):
+            grad_branch = of_branch.to(branch.dtype)
+        if branch.bias is not None:
+            sums.append(of_branch.sum(every_row))
+        if branch.layer_scale is not None:
+            assert branch.x is not None
+            unscaled = _dropped(total, branch, working) * _biased(branch.x, branch, working)
+            sums.append(unscaled.sum(every_row))
+    return Gradients(total.to(new_residual.dtype), torch.stack(sums), grad_branch)
 
 
 def _biased(x: Tensor, branch: Branch, working: torch.dtype) -> Tensor:
@@ -77,4 +78,8 @@ def _biased(x: Tensor, branch: Branch, working: torch.dtype) -> Tensor:
 def _scaled(x: Tensor, branch: Branch, working: torch.dtype) -> Tensor:
     if branch.layer_scale is not None:
         x = x * branch.layer_scale.to(working)
+    return _dropped(x, branch, working)
+
+
+def _dropped(x: Tensor, branch: Branch, working: torch.dtype) -> Tensor:
     return x if branch.drop_path is None else x * branch.drop_path.to(working)[:, None, None]
