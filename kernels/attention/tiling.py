@@ -1,9 +1,10 @@
-"""Which tiles a kernel of the attention room works with: one table, read by the launcher and by the gate.
+"""Which kernels serve a call, and with which tiles: one table, read by the launcher and by the gate.
 
 No autotuning: a tile follows from the kernel, the head's width and the architecture. GPU.md says what the figures come
 from. This file needs neither Triton nor a GPU.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ HALF_PRECISION = (AMPERE, HOPPER, BLACKWELL)
 
 class Tile(NamedTuple):
     """block_m, block_n: queries and keys of one product. num_warps, num_stages: as Triton takes them.
-    own_m, own_n: queries and keys that a program of the whole backward owns at a time; 0 elsewhere."""
+    own_m, own_n: queries and keys that a program of the whole backward owns at a time; 0 elsewhere.
+    max_registers: that a thread may have; 0 leaves it to the assembler."""
 
     block_m: int
     block_n: int
@@ -37,6 +39,7 @@ class Tile(NamedTuple):
     num_stages: int
     own_m: int = 0
     own_n: int = 0
+    max_registers: int = 0
 
 
 def family(capability: tuple[int, int]) -> str:
@@ -68,9 +71,65 @@ def short(head_dim: int) -> int:
     return SHORT if width(head_dim) <= 64 else SHORT_WIDE
 
 
+class Form(NamedTuple):
+    """What the choice of kernels depends on.
+
+    sparse: whether the mask is `BlockSparse`. rope: whether rows are to be rotated. longest_q, longest_k: tokens of the
+    longest sequence.
+    """
+
+    head_dim: int
+    architecture: str
+    sparse: bool
+    rope: bool
+    longest_q: int
+    longest_k: int
+
+    def has(self, kernel: str) -> bool:
+        """Whether there is such a kernel; a sparse mask has its own."""
+        return not self.sparse and tile(kernel, self.head_dim, self.architecture) is not None
+
+    @property
+    def longest(self) -> int:
+        return max(self.longest_q, self.longest_k)
+
+
+def forward_kernel(form: Form) -> str:
+    """The kernel of the forward; one whose name ends in _rope rotates rows itself."""
+    if form.sparse:
+        return "forward_sparse"
+    kernel = "forward"
+    if form.longest_q <= short(form.head_dim) and form.has("forward_short"):
+        kernel = "forward_short"
+    rotates = form.rope and form.longest <= ROPE_IN_KERNEL and form.has(f"{kernel}_rope")
+    return f"{kernel}_rope" if rotates else kernel
+
+
+def backward_kernels(form: Form) -> tuple[str, ...]:
+    """The kernel of the whole backward, or those of the keys' and of the queries' gradients."""
+    if form.rope and form.longest <= ROPE_IN_KERNEL and form.has("whole_gradient_rope"):
+        return ("whole_gradient_rope",)
+    if form.longest <= WHOLE and form.has("whole_gradient"):
+        return ("whole_gradient",)
+    sparse = "_sparse" if form.sparse else ""
+    return f"key_gradient{sparse}", f"query_gradient{sparse}"
+
+
+def kernels(head_dim: int, architecture: str) -> list[str]:
+    """Every kernel that some call is served by."""
+    # The choice changes after these lengths and nowhere else.
+    lengths = (SHORT, SHORT_WIDE, ROPE_IN_KERNEL, WHOLE, WHOLE + 1)
+    found = set()
+    for sparse, rope, longest_q, longest_k in itertools.product(
+        (False, True), (False, True), lengths, lengths
+    ):
+        form = Form(head_dim, architecture, sparse, rope, longest_q, longest_k)
+        found |= {forward_kernel(form), *backward_kernels(form)}
+    return sorted(found)
+
+
 def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:
-    """The tile of `kernel`, one of `KERNELS`; None where the launcher does without: the kernel would spill, or does not
-    pay."""
+    """The tile of `kernel`; None where calls do without: it would spill, or does not pay."""
     if architecture == ANY:
         return _float32(kernel, width(head_dim))
     return _HALF[architecture](kernel, sum(parts(head_dim, architecture)), head_dim)
@@ -78,9 +137,11 @@ def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:
 
 def _hopper(kernel: str, channels: int, head_dim: int) -> Tile | None:
     match kernel:
-        case "forward" | "forward_rope" if channels > 64:
+        case "forward" if channels > 64:
             # Two groups of four warps with 64 queries each, one block to an SM: the fewest passes over the keys.
-            return Tile(128, 128 if kernel == "forward" or channels == 80 else 64, 8, 2)
+            return Tile(128, 128, 8, 2)
+        case "forward_rope" if channels > 64:
+            return None  # up to the length where rows are rotated inside, the short form serves
         case "forward" | "forward_rope" | "forward_sparse":
             # At most 128 registers: a second block fills the tensor cores while this one is at its softmax.
             return Tile(128, 64, 8, 2)
@@ -155,26 +216,16 @@ def _float32(kernel: str, channels: int) -> Tile | None:
     """By fused multiply-adds, which every architecture has alike: TF32 would not hold the error budget, and three TF32
     products need more registers than a thread has."""
     narrow = channels <= 64
+    warps = 4 if narrow else 8
+    # Left alone, ptxas spills a few bytes of these kernels for one block more on an SM. With 128 registers an SM holds
+    # 16 warps.
     match kernel:
         case "forward" | "forward_sparse":
-            return Tile(32, 32, 4, 2) if narrow else Tile(16, 32, 8, 2)
-        case "query_gradient" | "key_gradient":
-            return Tile(16, 32, 4 if narrow else 8, 2)
-        case "query_gradient_sparse" | "key_gradient_sparse":
-            return Tile(16, 32, 2 if narrow else 8, 2)
+            return Tile(32 if narrow else 16, 32, warps, 2, max_registers=128)
+        case "query_gradient" | "query_gradient_sparse":
+            return Tile(16, 32, warps, 2, max_registers=128)
+        case "key_gradient" | "key_gradient_sparse":
+            # Two sums leave no registers for the addresses of a second stage, those of the widest heads none for a
+            # second block.
+            return Tile(16, 32, 4 if channels <= 48 else 8, 1, max_registers=128 if channels <= 96 else 255)
     return None
-
-
-KERNELS = (
-    "forward",
-    "forward_short",
-    "forward_rope",
-    "forward_short_rope",
-    "forward_sparse",
-    "query_gradient",
-    "query_gradient_sparse",
-    "key_gradient",
-    "key_gradient_sparse",
-    "whole_gradient",
-    "whole_gradient_rope",
-)

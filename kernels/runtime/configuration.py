@@ -31,6 +31,9 @@ class KernelConfiguration:
     num_warps: int = 4
     num_stages: int = 1
     """Software-pipelining depth of loops round `tl.dot`; 1 turns it off."""
+    max_registers: int | None = None
+    """Registers per thread that the assembler may use. None lets it choose, and it may then prefer a few spills to
+    blocks on an SM that it takes to be worth more."""
     enable_fp_fusion: bool = True
     """Contract a product and a sum to one FMA. Explicit, as Triton's default changes with its version."""
 
@@ -60,4 +63,5 @@ class KernelConfiguration:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": self.enable_fp_fusion,
+            "maxnreg": self.max_registers,
         }

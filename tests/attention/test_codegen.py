@@ -127,19 +127,3 @@ def test_nothing_spills(kernels: Any, kernel: str, head_dim: int, arch: int) -> 
     assert found["stack"] == 0
     assert not any(word in line for _, line in found["instructions"] for word in ("LDL", "STL"))
     assert len(found["instructions"]) > 500  # what does not fit into tensor memory compiles to nothing
-
-
-def test_listed_once_and_for_one_family_each() -> None:
-    for architecture in (*tiling.HALF_PRECISION, tiling.ANY):
-        for head_dim in tiling.HEAD_DIMS:
-            parts = tiling.parts(head_dim, architecture)
-            assert all(part & (part - 1) == 0 for part in parts)
-            assert sum(parts) >= head_dim
-            for kernel in ("forward", "query_gradient", "key_gradient"):
-                assert tiling.tile(kernel, head_dim, architecture) is not None
-    assert {head_dim: tiling.parts(head_dim, tiling.HOPPER) for head_dim in (24, 80, 88, 104)} == {
-        24: (32, 0, 0),
-        80: (64, 16, 0),
-        88: (64, 32, 0),
-        104: (64, 32, 16),
-    }

@@ -99,11 +99,12 @@ def test_parts_of_every_architecture(
     small: Draw,
     hold: Hold,
     monkeypatch: pytest.MonkeyPatch,
-    triton_attention: Any,
     architecture: str,
     head_dim: int,
 ) -> None:
-    monkeypatch.setattr(triton_attention, "_architecture", lambda device: architecture)
+    from jepa_fast.kernels.attention import problem
+
+    monkeypatch.setattr(problem, "_architecture", lambda device: architecture)
     hold(small("block_causal", head_dim, "tiled", torch.float16, heads=(1, 1), samples=1), "triton")
 
 
