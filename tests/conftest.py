@@ -1,4 +1,5 @@
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,19 +20,31 @@ def pytest_configure() -> None:
     # Children that compile kernels for real drop the variable themselves.
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-        _patch_once_a_launch()
 
 
-def _patch_once_a_launch() -> None:
-    """Triton's interpreter replaces the functions of its language at a launch, and all of them again at every call of a
-    device function, which is half of its time. Here each kernel's launch replaces them once."""
-    try:
-        from triton import language
-        from triton.runtime import interpreter
-    except ModuleNotFoundError:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    import torch
+
+    from jepa_fast.kernels.runtime import native
+
+    _quicken_interpreter()
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    # Only where the library was not built; one that is there and does not load has to fail.
+    if item.get_closest_marker("native") and native.library_path() is None:
+        pytest.skip(f"{native.LIBRARY} was not built")
+
+
+def _quicken_interpreter() -> None:
+    """Triton's interpreter replaces the functions of its language at every launch, and all of them again at every call
+    of a device function, which takes half of its time. A launch replaces them once here.
+
+    Nothing is done until some test has loaded the interpreter, nor with a version that is built otherwise.
+    """
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if not hasattr(interpreter, "_LangPatchScope") or hasattr(interpreter, "quickened"):
         return
-    if not hasattr(interpreter, "_LangPatchScope"):  # of another version
-        return
+    language = sys.modules["triton.language"]
     patch = interpreter._patch_lang
     patched: set[tuple[bool, ...]] = set()
 
@@ -54,18 +67,7 @@ def _patch_once_a_launch() -> None:
         return scope
 
     interpreter._patch_lang = patch_once
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    import torch
-
-    from jepa_fast.kernels.runtime import native
-
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    # Only where the library was not built; one that is there and does not load has to fail.
-    if item.get_closest_marker("native") and native.library_path() is None:
-        pytest.skip(f"{native.LIBRARY} was not built")
+    interpreter.quickened = True
 
 
 WORLD = 4

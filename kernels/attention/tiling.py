@@ -184,16 +184,15 @@ def _ampere(kernel: str, channels: int, head_dim: int) -> Tile | None:
         case "forward_sparse":
             return Tile(128, 64 if channels <= 32 else 32, 8, 2)
         case "forward_short":
-            return Tile(64, 64 if channels <= 80 else 32, 4, 2)
+            return Tile(64, 64 if channels <= 64 else 32, 4, 2, max_registers=168 if channels <= 32 else 0)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64 if channels <= 64 else 32, 8, 2)
         case "key_gradient" | "key_gradient_sparse" if channels == 128:
             return Tile(32, 64, 8, 2)
         case "key_gradient":
-            # Padding takes registers, too: 64 and 80 channels fit where 56 and 72 do not.
+            # Padding takes registers, too: 64 channels fit where 56 do not.
             fits_64 = channels <= 48 or head_dim == 64
-            fits_32 = channels <= 64 or head_dim == 80
-            return Tile(64 if fits_64 else 32 if fits_32 else 16, 128, 8, 2)
+            return Tile(64 if fits_64 else 32 if channels <= 64 else 16, 128, 8, 2)
         case "key_gradient_sparse" if channels == 80:
             return Tile(16, 32, 4, 2)
         case "key_gradient_sparse":
@@ -215,13 +214,12 @@ _HALF: dict[str, Callable[[str, int, int], Tile | None]] = {
 def _float32(kernel: str, channels: int) -> Tile | None:
     """By fused multiply-adds, which every architecture has alike: TF32 would not hold the error budget, and three TF32
     products need more registers than a thread has."""
-    narrow = channels <= 64
-    warps = 4 if narrow else 8
     # Left alone, ptxas spills a few bytes of these kernels for one block more on an SM. With 128 registers an SM holds
-    # 16 warps.
+    # 16 warps, in as many blocks as they leave.
+    warps = 4 if channels <= 32 else 8 if channels <= 64 else 16
     match kernel:
         case "forward" | "forward_sparse":
-            return Tile(32 if narrow else 16, 32, warps, 2, max_registers=128)
+            return Tile(32, 32, warps, 2, max_registers=128)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(16, 32, warps, 2, max_registers=128)
         case "key_gradient" | "key_gradient_sparse":
