@@ -114,8 +114,9 @@ class _Computation:
 
     def _held(self, view: int) -> Tensor | None:
         """The gradient's own memory where it can hold an operand until its product is there."""
-        alone = self.group is None and self.out is not None
-        return self.out[view] if alone and self.out[view].dtype == torch.float32 else None
+        if self.out is None or self.group is not None or self.out[view].dtype != torch.float32:
+            return None
+        return self.out[view]
 
     def _product_room(self, view: int) -> Tensor:
         """float32 [rows, D]: the gradient's own memory where it is of that type."""
