@@ -4,12 +4,15 @@ In single precision. Whatever the group, every process arrives at the same bits 
 The derivation is in README.md.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..runtime import collective
 from . import forms
-from .forms import Operand, Passes, Product, Products
+from .forms import Operand, Part, Passes, Products
 from .settings import BARLOW, Group, Result, Settings, Views
 
 # A sum over all pairs minus its diagonal loses what the diagonal is larger. Float32 keeps the error budget while the
@@ -43,6 +46,22 @@ def merge(counts: Tensor, moments: Tensor) -> Tensor:
     if len(means) == 2:
         out[4] += (weights * off[0] * off[1]).sum(dim=0)
     return out
+
+
+class _Side(NamedTuple):
+    """What turns the products of a view into its gradient.
+
+    coefficients: float64 [6, D], as `Passes.finish` takes them. views: whose values it takes, its own first.
+    answer: what the coefficient of the own values receives for each unit of the product's dots with the centred
+    columns; none where nothing. scale: of the product's operand.
+    """
+
+    view: int
+    coefficients: Tensor
+    views: tuple[int, ...]
+    distance: float
+    answer: Tensor | None
+    scale: Tensor | None
 
 
 class _Computation:
@@ -95,8 +114,9 @@ class _Computation:
 
     def _held(self, view: int) -> Tensor | None:
         """The gradient's own memory where it can hold an operand until its product is there."""
-        alone = self.group is None and self.out is not None
-        return self.out[view] if alone and self.out[view].dtype == torch.float32 else None
+        if self.out is None or self.group is not None or self.out[view].dtype != torch.float32:
+            return None
+        return self.out[view]
 
     def _product_room(self, view: int) -> Tensor:
         """float32 [rows, D]: the gradient's own memory where it is of that type."""
@@ -104,14 +124,9 @@ class _Computation:
         out = self.out[view]
         return out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
 
-    def _whole(self, product: Tensor) -> Products:
-        """A product of all columns with nothing left to be done."""
-        return [(slice(0, self.features), Product(product, None))]
-
-    def _finish(
+    def _side(
         self,
         view: int,
-        products: Products | None,
         of_product: Tensor,
         of_own: Tensor,
         of_other: Tensor | None = None,
@@ -119,25 +134,28 @@ class _Computation:
         distance: float = 0.0,
         answer: Tensor | None = None,
         scale: Tensor | None = None,
-    ) -> None:
-        """answer: what of_own receives for each unit of the product's dots with the view's centred columns."""
+    ) -> "_Side":
+        nothing, other = torch.zeros_like(of_own), min(1 - view, len(self.views) - 1)
+        rows = [of_product, of_own, of_other, of_diagonal, self.means[view], self.means[other]]
+        coefficients = torch.stack([nothing if row is None else row for row in rows])
+        both = of_other is not None or distance != 0.0
+        return _Side(view, coefficients, (view, other) if both else (view,), distance, answer, scale)
+
+    def _finish(self, sides: Sequence["_Side"], products: Sequence[Products]) -> None:
+        """The gradients of the sides' views; their products come in step, as each may free the operand of another."""
         assert self.out is not None
-        nothing, pair = torch.zeros_like(of_own), (view, 1 - view)[: len(self.views)]
-        other = nothing if of_other is None else of_other
-        diagonal = nothing if of_diagonal is None else of_diagonal
-        coefficients = torch.stack(
-            [of_product, of_own, other, diagonal, *(self.means[i] for i in (pair * 2)[:2])]
-        )
-        if of_other is None and not distance:
-            pair = (view,)
-        for columns, product in products or [(slice(0, self.features), None)]:
-            part = coefficients[:, columns]
-            if answer is not None:
-                assert product is not None
-                own = Operand(self.views[view], self.means[view], scale).columns(columns.start, columns.stop)
-                part[1] += answer[columns] * self._sum(self.passes.column_dots(product, own))
-            chosen = tuple(self.views[i][:, columns] for i in pair)
-            self.passes.finish(product, chosen, part, distance, self.out[view][:, columns])
+        for parts in zip(*products, strict=True):
+            for side, (rows, columns, product) in zip(sides, parts, strict=True):
+                coefficients = side.coefficients[:, columns]
+                if side.answer is not None:
+                    assert product is not None
+                    own = Operand(self.views[side.view], self.means[side.view], side.scale)
+                    own = own.columns(columns.start, columns.stop)
+                    dots = self._sum(self.passes.column_dots(product, own))
+                    coefficients[1] += side.answer[columns] * dots
+                chosen = tuple(self.views[i][rows, columns] for i in side.views)
+                out = self.out[side.view][rows, columns]
+                self.passes.finish(product, chosen, coefficients, side.distance, out)
 
     # ---- VICReg -----------------------------------------------------------------------------------------------
 
@@ -160,7 +178,8 @@ class _Computation:
         scale = settings.covariance / (float(rows - 1) ** 2 * max(settings.covariance_divisor(features), 1))
         everyone = self._gathered() if settings.covariance else self.views
         for view in range(len(self.views)):
-            products, skipped = None, True
+            products: Products | None = None
+            skipped = True
             if settings.covariance:
                 pairs, squared, products, skipped = self._squared_covariances(view, everyone[view])
                 total = total + scale * pairs
@@ -168,7 +187,9 @@ class _Computation:
             if self.out is not None:
                 factor = torch.full_like(hinge[view], 4.0 * scale)
                 of_own = hinge[view] if skipped else hinge[view] - factor * self.squares[view]
-                self._finish(view, products, factor, of_own, of_diagonal=factor, distance=distance)
+                side = self._side(view, factor, of_own, of_diagonal=factor, distance=distance)
+                everything = [Part(slice(0, len(self.out[view])), slice(0, features), None)]
+                self._finish([side], [everything if products is None else products])
         return total, ranks
 
     def _squared_covariances(
@@ -179,8 +200,8 @@ class _Computation:
         x = Operand(everyone, self.means[view], None)
         if not self.gram:
             room = self._product_room(view) if wanted else None
-            pairs = forms.tiled_square(passes, x, room, self.group)
-            return pairs, pairs + diagonal.square().sum(), None if room is None else self._whole(room), True
+            pairs, products = forms.tiled_square(passes, x, room, self.group)
+            return pairs, pairs + diagonal.square().sum(), products, True
         held = self._held(view)
         matrix = forms.gram_matrix(passes, x, None if self.group is None else self.mine, held)
         squared = self._sum(forms.gram_dot(passes, matrix, matrix))
@@ -195,7 +216,7 @@ class _Computation:
                 return pairs, squared, None, True
             room = self._product_room(view)
             forms.exact_gram_product(exact, x, x, diagonal, self.mine, room)
-            return pairs, squared, self._whole(room), True
+            return pairs, squared, forms.whole(room), True
         return pairs, squared, self._products(matrix, x, held) if wanted else None, False
 
     def _products(self, matrix: forms.Gram, x: Operand, held: Tensor | None) -> Products:
@@ -232,13 +253,11 @@ class _Computation:
         room = None if self.out is None else (self._product_room(0), self._product_room(1))
         slope = 2.0 * self.settings.covariance * (diagonal - 1.0)
         factor = self._of_products
-        dots = forms.tiled_pair(self.passes, x, y, factor, slope / self.rows, room, self.group)
-        for view, product in enumerate(room or ()):
-            along = (
-                factor * dots[view] + slope * diagonal
-            )  # of the slope and the normalised feature, over rows
-            own = scales[view]
-            self._finish(view, self._whole(product), own, -answer[view] * along * own)
+        dots, products = forms.tiled_pair(self.passes, x, y, factor, slope / self.rows, room, self.group)
+        along = factor * dots + slope * diagonal  # of the slope and the normalised feature, over rows
+        of_own = -answer * along * scales
+        if products:
+            self._finish([self._side(view, scales[view], of_own[view]) for view in (0, 1)], products)
         return dots[0].sum() / self.rows**2
 
     def _gram_correlations(
@@ -264,7 +283,7 @@ class _Computation:
             for view in (0, 1) if self.out is not None else ():
                 room, x, y = self._product_room(view), operands[view], operands[1 - view]
                 forms.exact_gram_product(exact[1 - view], x, y, own, mine, room)
-                products.append(self._whole(room))
+                products.append(forms.whole(room))
         else:
             slope = 2.0 * self.settings.covariance * (diagonal - 1.0 - weight * diagonal)
             products = [
@@ -272,11 +291,9 @@ class _Computation:
                 for view in ((0, 1) if self.out is not None else ())
             ]
         factor = self._of_products
-        for view, product in enumerate(products):
-            own, other = scales[view], scales[1 - view]
-            self._finish(
+        sides = [
+            self._side(
                 view,
-                product,
                 own * factor,
                 -answer[view] * own * slope * diagonal,
                 of_other=own * slope * other / rows,
@@ -284,4 +301,8 @@ class _Computation:
                 answer=-answer[view] * own.square() * factor,
                 scale=own,
             )
+            for view, (own, other) in enumerate(zip(scales, scales.flip(0), strict=True))
+        ]
+        if products:
+            self._finish(sides, products)
         return pairs

@@ -17,7 +17,7 @@ using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
 constexpr int64_t kRows = 32;      // rows whose float sums are kept before they are merged in double
-constexpr int64_t kColumns = 256;  // columns of one task: its arrays of sums stay in the first-level cache
+constexpr int64_t kColumns = 512;  // columns of one task: long runs for the prefetcher, sums that stay in the first-level cache
 constexpr int64_t kTogether = 4;   // rows that are added to the sums between their load and their store
 
 // Rows and columns of one operand; a null operand is absent.

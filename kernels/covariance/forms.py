@@ -8,7 +8,7 @@ Both work on X = (Z - mean) * scale, in the notation of README.md:
 Matrix products are torch's. `passes` are the elementwise passes of an implementation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,10 +21,8 @@ _BLOCK = 128  # of the rows of a symmetric product: what lies above its diagonal
 _TILE = 1024  # columns or rows of an operand that are centred at a time, where no buffer has room for all
 _PANEL = 1024  # rows of X'Y that are held at a time
 _SCRATCH = 1 << 21  # values of a centred tile, 8 MB
-_PRODUCT = (
-    1 << 20
-)  # values of the Gram form's product that are held at a time, 4 MB; wider products are faster ones
-_NARROWEST = 256  # columns of such a product
+_PRODUCT = 1 << 19  # values of a product that waits to be finished: 2 MB, which stay in the cache
+_NARROWEST = 256  # columns or rows of such a product
 
 
 class Passes(Protocol):
@@ -71,7 +69,15 @@ class Product(NamedTuple):
     diagonal: Tensor | None
 
 
-Products = Iterable[tuple[slice, Product]]  # of some columns each
+class Part(NamedTuple):
+    """Some rows and columns of a view, and the product there; none where a gradient has no product."""
+
+    rows: slice
+    columns: slice
+    product: Product | None
+
+
+Products = Iterable[Part]  # each product's memory is that of the one before
 
 
 class Operand(NamedTuple):
@@ -140,7 +146,7 @@ def _mirror(matrix: Tensor) -> None:
 def gram_products(
     passes: Passes, gram: Gram, x: Operand, mine: slice, held: Tensor | None, at_once: bool
 ) -> Products:
-    """The rows `mine` of XX' times X; each product's memory is that of the one before.
+    """The rows `mine` of XX' times X.
 
     held: X where `gram_matrix` left it; its columns are free once their product is there.
     at_once: all columns in one product, where each is followed by a collective.
@@ -156,7 +162,7 @@ def gram_products(
         values = part.write(passes, tile[:, :wide]) if held is None else held[:, columns]
         product = room[: count * wide].view(count, wide)
         torch.mm(gram.beside, values, out=product)
-        yield columns, Product(product, diagonal)
+        yield Part(slice(0, count), columns, Product(product, diagonal))
 
 
 def exact_gram_matrix(x: Operand, mine: slice) -> Tensor:
@@ -194,14 +200,18 @@ def exact_gram_product(
 
 
 class _RowTiles:
-    """Operands in runs of rows, centred; the values of one run are overwritten by the next, and one alone is kept."""
+    """Operands in runs of rows, centred; the values of one run are overwritten by the next, and one alone is kept.
 
-    def __init__(self, passes: Passes, *operands: Operand) -> None:
+    rooms: float32 [N, D], one for each operand, where all rows are to be kept.
+    """
+
+    def __init__(self, passes: Passes, operands: Sequence[Operand], rooms: Sequence[Tensor] | None) -> None:
         self._passes, self._operands = passes, operands
-        self._rows = operands[0].z.shape[0]
-        widest = max(x.z.shape[1] for x in operands)
-        self._height = max(1, min(self._rows, max(_TILE, _SCRATCH // widest)))
-        self._tiles = [x.z.new_empty((self._height, x.z.shape[1]), dtype=torch.float32) for x in operands]
+        self._rows, features = operands[0].z.shape
+        height = self._rows if rooms is not None else min(self._rows, max(_TILE, _SCRATCH // features))
+        self._height = max(1, height)
+        shape = (self._height, features)
+        self._tiles = rooms or [x.z.new_empty(shape, dtype=torch.float32) for x in operands]
         self._kept = False
 
     def __iter__(self) -> Iterator[tuple[slice, list[Tensor]]]:
@@ -215,11 +225,34 @@ class _RowTiles:
         self._kept = self._height >= self._rows
 
 
-def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | None) -> Tensor:
-    """The sum of squares of X'X without its diagonal; out = X (X'X without its diagonal), if out is given."""
+def _row_products(x: Tensor, matrix: Tensor) -> Products:
+    """X times a matrix [D, D]; the rows of X are free once their product is there."""
+    rows, features = x.shape
+    height = min(rows, max(_NARROWEST, _PRODUCT // features))
+    room = x.new_empty((height, features))
+    for start in range(0, rows, height or 1):
+        run = slice(start, min(start + height, rows))
+        product = torch.mm(x[run], matrix, out=room[: run.stop - start])
+        yield Part(run, slice(0, features), Product(product, None))
+
+
+def whole(product: Tensor) -> Products:
+    """A product with nothing left to be done, at once."""
+    rows, features = product.shape
+    return [Part(slice(0, rows), slice(0, features), Product(product, None))]
+
+
+def tiled_square(
+    passes: Passes, x: Operand, room: Tensor | None, group: Group | None
+) -> tuple[Tensor, Products | None]:
+    """(The sum of squares of X'X without its diagonal, X (X'X without its diagonal) if it has a room).
+
+    room: float32 [N, D] that holds the product, or X until its product is there.
+    """
     features = x.z.shape[1]
     total = torch.zeros((), dtype=torch.float64, device=x.z.device)
-    tiles = _RowTiles(passes, x)
+    hold = room is not None and features <= _PANEL
+    tiles = _RowTiles(passes, [x], [room] if room is not None and hold else None)
     for first in range(0, features, _PANEL):
         last = min(first + _PANEL, features)
         width = last - first
@@ -242,13 +275,15 @@ def tiled_square(passes: Passes, x: Operand, out: Tensor | None, group: Group | 
         rest = panel[:, width:]
         if rest.shape[1]:
             total += 2.0 * passes.dot(rest, rest)
-        if out is not None:
-            keep = 0.0 if first == 0 else 1.0
-            for run, (values,) in tiles:
-                out[run, first:].addmm_(values[:, first:last], panel, beta=keep)
-                if rest.shape[1]:
-                    out[run, first:last].addmm_(values[:, last:], rest.T)
-    return total
+        if room is None:
+            continue
+        if hold:
+            return total, _row_products(room, panel)
+        for run, (values,) in tiles:
+            room[run, first:].addmm_(values[:, first:last], panel, beta=1.0 if first else 0.0)
+            if rest.shape[1]:
+                room[run, first:last].addmm_(values[:, last:], rest.T)
+    return total, None if room is None else whole(room)
 
 
 def tiled_pair(
@@ -257,16 +292,18 @@ def tiled_pair(
     y: Operand,
     factor: float,
     on_diagonal: Tensor,
-    out: tuple[Tensor, Tensor] | None,
+    rooms: tuple[Tensor, Tensor] | None,
     group: Group | None,
-) -> Tensor:
-    """M is X'Y without its diagonal: (the sums of squares of its rows and of its columns, float64 [2, D]).
+) -> tuple[Tensor, list[Products]]:
+    """M is X'Y without its diagonal: (the sums of squares of its rows and of its columns, float64 [2, D]; Y W' and
+    X W with W = factor * M + diag(on_diagonal), to be taken in step, or nothing without rooms).
 
-    out = (Y W', X W) with W = factor * M + diag(on_diagonal), if out is given.
+    rooms: float32 [N, D] each; they hold the products, or X and Y until their products are there.
     """
     features = x.z.shape[1]
     squares = torch.zeros((2, features), dtype=torch.float64, device=x.z.device)
-    tiles = _RowTiles(passes, x, y)
+    hold = rooms is not None and features <= _PANEL
+    tiles = _RowTiles(passes, [x, y], rooms if hold else None)
     for first in range(0, features, _PANEL):
         last = min(first + _PANEL, features)
         panel = x.z.new_zeros((last - first, features), dtype=torch.float32)
@@ -275,15 +312,17 @@ def tiled_pair(
         if group is not None:
             dist.all_reduce(panel, group=group)
         panel[:, first:last].fill_diagonal_(0.0)
-        turned = panel.T.contiguous()  # a product with a transposed panel is a fifth slower
+        turned = panel.T.contiguous()
         squares[0, first:last] = passes.row_squares(panel)
         squares[1] += passes.row_squares(turned)
-        if out is None:
+        if rooms is None:
             continue
         for matrix, square in ((panel, panel[:, first:last]), (turned, turned[first:last])):
             matrix.mul_(factor)
             square.diagonal().copy_(on_diagonal[first:last])
+        if hold:
+            return squares, [_row_products(rooms[1], turned), _row_products(rooms[0], panel)]
         for run, (left, right) in tiles:
-            torch.mm(right, turned, out=out[0][run, first:last])
-            out[1][run].addmm_(left[:, first:last], panel, beta=1.0 if first else 0.0)
-    return squares
+            torch.mm(right, turned, out=rooms[0][run, first:last])
+            rooms[1][run].addmm_(left[:, first:last], panel, beta=1.0 if first else 0.0)
+    return squares, [whole(room) for room in rooms or ()]
