@@ -74,8 +74,6 @@ def layer_norm_kernel(
     o_out = o_row.to(tl.int64)[:, None] * features + o_d[None, :]  # [ROWS, BLOCK_D]
     o_x = (o_sample * stride_residual + o_token * stride_residual_token)[:, None] + o_d[None, :]
     b_x = tl.load(p_residual + o_x, mask=m, other=0.0).to(tl.float32)  # [ROWS, BLOCK_D]
-    b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0)  # [BLOCK_D]
-    b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0)  # [BLOCK_D]
     if BRANCH > 0:
         o_u = (o_sample * stride_update + o_token * stride_update_token)[:, None] + o_d[None, :]
         b_u = tl.load(p_update + o_u, mask=m, other=0.0).to(tl.float32)  # [ROWS, BLOCK_D]
@@ -92,6 +90,9 @@ def layer_norm_kernel(
     b_mean = tl.sum(b_x, axis=1) / features  # [ROWS]
     b_centred = tl.where(m, b_x - b_mean[:, None], 0.0)  # [ROWS, BLOCK_D]
     b_rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, axis=1) / features + eps)  # [ROWS]
+    # Loaded this late they hold no registers while the rows are waited for and summed.
+    b_weight = tl.load(p_weight + o_d, mask=m_d, other=0.0)  # [BLOCK_D]
+    b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0)  # [BLOCK_D]
     b_out = b_centred * b_rstd[:, None] * b_weight[None, :] + b_bias[None, :]  # [ROWS, BLOCK_D]
     tl.store(p_normalized + o_out, b_out.to(p_normalized.dtype.element_ty), mask=m)
     tl.store(p_mean + o_row, b_mean, mask=m_row)
