@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.covariance.api import vicreg_loss as vicreg_loss
     from jepa_fast.kernels.ema.api import ema_update_ as ema_update_
     from jepa_fast.kernels.latent_loss.api import latent_prediction_loss as latent_prediction_loss
+    from jepa_fast.kernels.patch_embed.api import masked_patch_embed as masked_patch_embed
+    from jepa_fast.kernels.patch_embed.api import patchify as patchify
     from jepa_fast.kernels.rope.api import rope_3d as rope_3d
     from jepa_fast.kernels.rope.positions import Rope3D as Rope3D
     from jepa_fast.kernels.runtime.rooms import explain as explain
@@ -48,7 +50,9 @@ _HOMES = {
     "gather_tokens": "jepa_fast.kernels.token_routing.api",
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
     "masked_attention": "jepa_fast.kernels.attention.api",
+    "masked_patch_embed": "jepa_fast.kernels.patch_embed.api",
     "pack_tokens": "jepa_fast.kernels.token_routing.api",
+    "patchify": "jepa_fast.kernels.patch_embed.api",
     "rope_3d": "jepa_fast.kernels.rope.api",
     "scaled_dot_product_attention": "jepa_fast.kernels.attention.front_doors",
     "sigreg_loss": "jepa_fast.kernels.sigreg.api",
@@ -73,8 +77,10 @@ __all__ = [
     "gather_tokens",
     "latent_prediction_loss",
     "masked_attention",
+    "masked_patch_embed",
     "models",
     "pack_tokens",
+    "patchify",
     "rope_3d",
     "scaled_dot_product_attention",
     "sigreg_loss",
