@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jepa_fast.kernels.latent_loss.api import latent_prediction_loss as latent_prediction_loss
     from jepa_fast.kernels.layer_norm.api import add_layer_norm as add_layer_norm
     from jepa_fast.kernels.layer_norm.api import layer_norm as layer_norm
+    from jepa_fast.kernels.patch_embed.api import masked_patch_embed as masked_patch_embed
+    from jepa_fast.kernels.patch_embed.api import patchify as patchify
     from jepa_fast.kernels.rope.api import rope_3d as rope_3d
     from jepa_fast.kernels.rope.positions import Rope3D as Rope3D
     from jepa_fast.kernels.runtime.rooms import explain as explain
@@ -54,7 +56,9 @@ _HOMES = {
     "latent_prediction_loss": "jepa_fast.kernels.latent_loss.api",
     "layer_norm": "jepa_fast.kernels.layer_norm.api",
     "masked_attention": "jepa_fast.kernels.attention.api",
+    "masked_patch_embed": "jepa_fast.kernels.patch_embed.api",
     "pack_tokens": "jepa_fast.kernels.token_routing.api",
+    "patchify": "jepa_fast.kernels.patch_embed.api",
     "rope_3d": "jepa_fast.kernels.rope.api",
     "scaled_dot_product_attention": "jepa_fast.kernels.attention.front_doors",
     "sigreg_loss": "jepa_fast.kernels.sigreg.api",
@@ -82,8 +86,10 @@ __all__ = [
     "latent_prediction_loss",
     "layer_norm",
     "masked_attention",
+    "masked_patch_embed",
     "models",
     "pack_tokens",
+    "patchify",
     "rope_3d",
     "scaled_dot_product_attention",
     "sigreg_loss",

@@ -78,7 +78,7 @@ class IJEPA(nn.Module):
         """Predicts the embeddings of the target patches from the context patches.
 
         Args:
-            pixels: `[B, 3, image_size, image_size]`.
+            pixels: `[B, 3, image_size, image_size]`, or the rows that `encoder.patch_embed.patchify` makes of them.
             masks: `context` int64 `[E * B, Nc]`, `target` int64 `[M * B, Np]`, mask-major.
 
         Returns:

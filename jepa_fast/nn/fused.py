@@ -14,6 +14,8 @@ class Fused:
 
     layer_norm: bool = True
     """The residual sum together with the LayerNorm that reads it, in and out in the dtypes that are there."""
+    patch_embed: bool = True
+    """Only the kept patches; teacher and student embed from one pass over the pixels."""
     token_routing: bool = True
     """The predictor's input, written once: no sort, no repeats of context and positions."""
 

@@ -4,13 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_fast.kernels.patch_embed.api import masked_patch_embed, patchify
+
 from .block import Block, Blocks
+from .fused import FusedModule
 from .layers import INIT_STD, LayerNorm, compute_dtype
 from .positional import sincos_2d
 
 
-class PatchEmbed(nn.Module):
-    """A linear map of square patches in row-major order, `[B, C, H, W] -> [R, K, D]`.
+class PatchEmbed(FusedModule):
+    """A linear map of square patches in row-major order and their positions, `[B, C, H, W] -> [R, K, D]`.
 
     `proj` holds the weight as the published convolution does; only the patches that are kept are embedded.
     """
@@ -22,18 +25,30 @@ class PatchEmbed(nn.Module):
         nn.init.trunc_normal_(self.proj.weight, std=INIT_STD)
         nn.init.zeros_(self.proj.get_parameter("bias"))
 
-    def forward(self, pixels: Tensor, index: Tensor | None = None) -> Tensor:
-        """index: int64 `[R, K]`, of which row r keeps patches of image r % B; None keeps all."""
-        side = self.patch_size
+    def forward(self, pixels: Tensor, position: Tensor, index: Tensor | None = None) -> Tensor:
+        """Args:
+        pixels: images, or the rows that `patchify` made of them.
+        position: `[N, D]`, added in its dtype.
+        index: int64 `[R, K]`, of which row r keeps patches of image r % B; None keeps all.
+        """
+        weight, bias = self.proj.parameters()
+        if self.fused.patch_embed:
+            return masked_patch_embed(pixels, weight, bias, index, position=position)
         pixels = pixels.to(compute_dtype(pixels))
-        # [B, C, rows, side, columns, side]
-        patches = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [B, N, C * side * side]
+        rows = pixels if pixels.ndim == 3 else self.patchify(pixels)
         if index is not None:
-            image = torch.arange(len(index), device=index.device) % len(pixels)
-            patches = patches[image[:, None], index]
-        weight, bias = (parameter.to(patches.dtype) for parameter in self.proj.parameters())
-        return F.linear(patches, weight.flatten(1), bias)
+            image = torch.arange(len(index), device=index.device) % len(rows)
+            rows, position = rows[image[:, None], index], position[index]
+        return F.linear(rows, weight.to(rows.dtype).flatten(1), bias.to(rows.dtype)) + position
+
+    def patchify(self, pixels: Tensor) -> Tensor:
+        """Images `[B, C, H, W]` as rows `[B, N, C * patch_size ** 2]` in the compute dtype, for several networks."""
+        if self.fused.patch_embed:
+            return patchify(pixels, self.patch_size, dtype=compute_dtype(pixels))
+        side = self.patch_size
+        # [B, C, rows, side, columns, side]
+        patches = pixels.to(compute_dtype(pixels)).unflatten(3, (-1, side)).unflatten(2, (-1, side))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class VisionTransformer(nn.Module):
@@ -67,12 +82,11 @@ class VisionTransformer(nn.Module):
         """Embeds images, or only the patches of them that `index` keeps.
 
         Args:
-            pixels: `[B, 3, image_size, image_size]`.
+            pixels: `[B, 3, image_size, image_size]`, or the rows that `patch_embed.patchify` makes of them.
             index: int64 `[R, K]`, R a multiple of B; row r has the patches to keep of image r % B. None keeps all.
 
         Returns:
             `[R, K, D]` (`[B, N, D]` without an index) in the dtype of the parameters.
         """
-        position = self.pos_embed if index is None else self.pos_embed[0][index]
-        x = self.patch_embed(pixels, index) + position
+        x = self.patch_embed(pixels, self.pos_embed[0], index)
         return self.blocks(x, self.norm, dtype=x.dtype)

@@ -90,9 +90,10 @@ class IJEPAStep:
         copies = None if self._copies is None else self._copies.current()
         autocast = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
         with autocast, using_copies(copies):
+            patches = self.encoder.patch_embed.patchify(pixels)
             with torch.no_grad():
-                target = self.teacher(pixels)
-            prediction = self.model(pixels, masks)
+                target = self.teacher(patches)
+            prediction = self.model(patches, masks)
         # Row (m * E + e) * B + b of the predictions is about target mask m of image b.
         by_mask = masks.target.unflatten(0, (-1, 1, len(pixels)))
         index = by_mask.expand(-1, len(masks.context) // len(pixels), -1, -1).flatten(0, 2)

@@ -112,14 +112,17 @@ def test_blocks(depth: int, num_outputs: int, fused: Fused) -> None:
     assert_same(module, formula, inputs(2, 7, 8), num_outputs=num_outputs)
 
 
-def test_patch_embedding_is_the_convolution() -> None:
+@pytest.mark.parametrize("fused", [Fused(), Fused.none()], ids=["fused", "plain"])
+def test_patch_embedding_is_the_convolution(fused: Fused) -> None:
     module = randomized(PatchEmbed(4, 6))
-    pixels = inputs(2, 3, 12, 8)
+    set_fused(module, fused)
+    pixels, position = inputs(2, 3, 12, 8), inputs(6, 6)
     every = nn.functional.conv2d(pixels, module.proj.weight, module.proj.bias, stride=4).flatten(2).mT
-    torch.testing.assert_close(module(pixels), every, rtol=1e-12, atol=1e-12)
     index = torch.tensor([[0, 5], [3, 1], [2, 4], [1, 0]])  # two masks of two images
-    expected = torch.stack([every[row % 2, kept] for row, kept in enumerate(index)])
-    torch.testing.assert_close(module(pixels, index), expected, rtol=1e-12, atol=1e-12)
+    kept = torch.stack([(every + position)[row % 2, kept] for row, kept in enumerate(index)])
+    for given in (pixels, module.patchify(pixels)):
+        torch.testing.assert_close(module(given, position), every + position, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(module(given, position, index), kept, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
