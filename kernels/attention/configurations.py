@@ -15,6 +15,7 @@ from .device import forward, gradients, mask, whole
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 DELTA_ROWS = 32
+_DELTA_WARPS = 4
 
 _KERNELS = {
     "forward": forward.attention_forward_kernel,
@@ -91,6 +92,7 @@ def _sampled(name: str, dtype: torch.dtype, head_dim: int, architecture: str) ->
 @functools.cache
 def delta(dtype: torch.dtype, head_dim: int) -> KernelConfiguration:
     element = TYPES[dtype]
+    width = triton.next_power_of_2(head_dim)
     return KernelConfiguration(
         name=f"delta/{element}/D={head_dim}",
         kernel=gradients.attention_delta_kernel,
@@ -102,11 +104,13 @@ def delta(dtype: torch.dtype, head_dim: int) -> KernelConfiguration:
         },
         constexprs={
             "HEAD_DIM": head_dim,
-            "WIDTH": triton.next_power_of_2(head_dim),
+            "WIDTH": width,
             "BLOCK_M": DELTA_ROWS,
         },
+        num_warps=_DELTA_WARPS,
         divisible_by_16=("p_out", "p_grad_out", "p_delta"),
         sampled=dtype == torch.bfloat16 and head_dim in (64, 104),
+        expected_load_bits=min(128, 8 * dtype.itemsize * DELTA_ROWS * width // (32 * _DELTA_WARPS)),
         expected_store_bits=0,
     )
 

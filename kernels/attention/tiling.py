@@ -219,7 +219,7 @@ def _float32(kernel: str, channels: int) -> Tile | None:
     warps = 4 if channels <= 32 else 8 if channels <= 64 else 16
     match kernel:
         case "forward" | "forward_sparse":
-            return Tile(32, 32, warps, 2, max_registers=128)
+            return Tile(16 if channels == 64 else 32, 32, warps, 2, max_registers=128)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(16, 32, warps, 2, max_registers=128)
         case "key_gradient" | "key_gradient_sparse":
