@@ -17,7 +17,7 @@ using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
 constexpr int64_t kRows = 32;      // rows whose float sums are kept before they are merged in double
-constexpr int64_t kColumns = 512;  // columns of one task: long runs for the prefetcher, sums that stay in the first-level cache
+constexpr int64_t kColumns = 512;  // columns of one task: long runs for the prefetcher, sums in the first-level cache
 constexpr int64_t kTogether = 4;   // rows that are added to the sums between their load and their store
 
 // Rows and columns of one operand; a null operand is absent.
@@ -274,8 +274,8 @@ JEPA_FAST_CLONES void finish_of(const Gradient& g, int64_t row, int64_t rows, in
   }
 }
 
-// out = p * product + (q + t * diagonal) * (a - mean a) + s * (b - mean b) + distance * (a - b), with the columns' p, q,
-// s, t and the means in coefficients: double [6, D], whose rows may be strided. product: float32 [N, D], may be out
+// out = p * product + (q + t * diagonal) * (a - mean a) + s * (b - mean b) + distance * (a - b), with the columns' p,
+// q, s, t and the means in coefficients: double [6, D], whose rows may be strided. product: float32 [N, D], may be out
 // itself. diagonal: float32 [N], where there is a product. out: float32, or bfloat16 as a.
 void covariance_finish(Optional<TensorView> product, Optional<TensorView> diagonal, TensorView a,
                        Optional<TensorView> b, TensorView coefficients, double distance, TensorView out,
@@ -369,7 +369,7 @@ JEPA_FAST_CLONES double dot_of(const float* a, const float* b, int64_t size) {
   return total;
 }
 
-// The sum of a * b over two float32 matrices, 256 values in float and the rest in double, in a fixed order.
+// The sum of a * b over two float32 matrices, 512 values in float and the rest in double, in a fixed order.
 double covariance_dot(TensorView a, TensorView b, int64_t threads) {
   const Matrix first = matrix_of(a), second = matrix_of(b);
   const int64_t rows = a.size(0), columns = a.size(1);
