@@ -194,6 +194,12 @@ def why_not(source: Source, tensors: Sequence[Tensor], dtype: torch.dtype) -> li
         )
     if len(pixels) * source.length > _MOST_ROWS:
         reasons.append(f"there are more than {_MOST_ROWS} patches, which the kernel counts in 32 bits")
+    if (
+        grid is not None
+        and sum((n - 1) * step for n, step in zip(pixels.shape[1:], pixels.stride()[1:], strict=True))
+        >= 2**31
+    ):
+        reasons.append("a sample spans 2**31 elements or more, within which the kernel counts in 32 bits")
     return reasons
 
 
