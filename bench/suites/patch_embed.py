@@ -85,7 +85,7 @@ def _build(sizes: Sizes, dtype: torch.dtype, bytes_: bool, teacher: bool, device
     position = torch.randn(length, sizes.dim, generator=random).to(device)
     index = draw_index(sizes.batch, length, sizes.kept, random).to(device)
     upstream = torch.randn(sizes.batch, sizes.kept, sizes.dim, generator=random).to(device)
-    statistics = {"mean": MEAN, "std": STD} if bytes_ else {}
+    mean, std = (MEAN, STD) if bytes_ else (None, None)
 
     def ours(
         weights: Sequence[Tensor], biases: Sequence[Tensor], position: Tensor, name: str
@@ -94,32 +94,32 @@ def _build(sizes: Sizes, dtype: torch.dtype, bytes_: bool, teacher: bool, device
             jepa_fast.masked_patch_embed, position=position, dtype=weights[0].dtype, implementation=name
         )
         if not teacher:
-            return [embed(pixels, weights[0], biases[0], index, **statistics)]
+            return [embed(pixels, weights[0], biases[0], index, mean=mean, std=std)]
         rows = jepa_fast.patchify(pixels, sizes.patch, dtype=weights[0].dtype, implementation=name)
         with torch.no_grad():
             target = embed(rows, weights[1], biases[1])
         return [embed(rows, weights[0], biases[0], index), target]
 
     def published(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
-        embed = partial(embed_then_gather, pixels, position=position, **statistics)
-        context = embed(weights[0], biases[0], [index])
+        embed = partial(embed_then_gather, position=position, mean=mean, std=std)
+        context = embed(pixels, weights[0], biases[0], [index])
         if not teacher:
             return [context]
         with torch.no_grad():
-            return [context, embed(weights[1], biases[1])]
+            return [context, embed(pixels, weights[1], biases[1])]
 
     serve = partial(ours, position=position, name="auto")
     exact = partial(ours, position=position.double(), name="reference")
-    double = [[x.double() for x in own] for own in (weights, biases)]
+    wide, wide_biases = ([x.double() for x in own] for own in (weights, biases))
     return Trial(
         ours=partial(_differentiated, serve, weights, biases, upstream),
         check=lambda: check_error(
             _differentiated(serve, weights, biases, upstream),
             _differentiated(published, weights, biases, upstream),
-            _differentiated(exact, *double, upstream.double()),
+            _differentiated(exact, wide, wide_biases, upstream.double()),
         ),
         implementation=jepa_fast.explain(
-            "patch_embed", pixels, weights[0], biases[0], index, position=position, **statistics
+            "patch_embed", pixels, weights[0], biases[0], index, position=position, mean=mean, std=std
         ).chosen,
         baselines={"embed all, then gather": partial(_differentiated, published, weights, biases, upstream)},
     )

@@ -136,7 +136,8 @@ class _PatchEmbed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         asked = ctx.needs_input_grad
-        found = _gradients(grad, *ctx.saved_tensors, ctx.form, (*asked[:3], asked[4]))
+        pixels, rows, weight, index = ctx.saved_tensors
+        found = _gradients(grad, pixels, rows, weight, index, ctx.form, (*asked[:3], asked[4]))
         last = [t if t is None else t.to(d) for t, d in zip(found[2:], ctx.dtypes, strict=True)]
         return found.rows, found.weight, last[0], None, last[1], None, None
 
