@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from jepa_fast.kernels.runtime.products import linear
+
 from .attention import Attention
-from .layers import LayerNorm, Linear, cast_parameter, compute_dtype, linear
+from .layers import LayerNorm, Linear, cast_parameter, compute_dtype
 
 
 class _MLP(torch.autograd.Function):

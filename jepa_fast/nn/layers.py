@@ -5,17 +5,16 @@ dtype: a linear layer casts its input and its parameters, and returns that dtype
 weight once, so no cast is repeated; where the optimizer has written the cast already, `using_copies` saves it.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jepa_fast.kernels.layer_norm.api import add_layer_norm, layer_norm
+from jepa_fast.kernels.runtime.products import linear
 
 from .fused import FusedModule
 
@@ -52,23 +51,6 @@ def cast_parameter(parameter: Tensor, dtype: torch.dtype) -> Tensor:
         return parameter
     copy = None if _copy_of is None else _copy_of(parameter)
     return copy if copy is not None and copy.dtype == dtype else parameter.to(dtype)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`x @ weight.T + bias` for tensors of one dtype, without autograd.
-
-    `F.linear` on the CPU first writes the bias to the whole output and then adds the product to it. oneDNN adds
-    it to each tile of the product in registers; in bfloat16, where the product itself is fast, a layer that is
-    wider at its output takes a quarter less time that way.
-    """
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and _onednn_has_bfloat16():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
-    return F.linear(x, weight, bias)
-
-
-@functools.cache
-def _onednn_has_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Linear(torch.autograd.Function):

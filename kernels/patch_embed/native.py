@@ -1,13 +1,12 @@
 """Patch embedding on the CPU: patches and positions in C++ (cpu.cpp), the product by oneDNN or BLAS."""
 
-import functools
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime import native
+from ..runtime.products import linear
 from ..token_routing.api import gather_tokens
 from ..token_routing.index import outside
 from .source import Source
@@ -61,7 +60,7 @@ def embed(
     flat = rows.flatten(0, 1)
     shape = (*rows.shape[:2], weight.shape[0])
     if position is None or 0 in shape:
-        product = _linear(flat, weight, None if bias is None else bias.to(weight.dtype))
+        product = linear(flat, weight, None if bias is None else bias.to(weight.dtype))
         return product.view(shape).to(out_dtype), rows
     table = position.float().contiguous()
     out = torch.empty(flat.shape[0], weight.shape[0], dtype=out_dtype)
@@ -71,19 +70,6 @@ def embed(
         native.function("patch_positions")(None, start, index, table, out, torch.get_num_threads())
         out.addmm_(flat, weight.t())
     else:
-        product = _linear(flat, weight, None if bias is None else bias.to(weight.dtype))
+        product = linear(flat, weight, None if bias is None else bias.to(weight.dtype))
         native.function("patch_positions")(product, None, index, table, out, torch.get_num_threads())
     return out.view(shape), rows
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """In bfloat16 by oneDNN itself, which adds the bias to each tile of the product; `F.linear` would first write it to
-    the whole output."""
-    if x.dtype == torch.bfloat16 and x.numel() and _onednn_has_bfloat16():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
-    return F.linear(x, weight, bias)
-
-
-@functools.cache
-def _onednn_has_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
