@@ -32,7 +32,7 @@ def test_error_budget(
 def test_sum_over_parts_of_the_rows(recompute: bool) -> None:
     triton = api.OPERATION.module("triton")
     generator = torch.Generator().manual_seed(0)
-    # 2 parts of 16 rows of 64 parts at most, and the last one short
+    # parts of 24 rows, three turns of 8, and the last one short
     grad, before = ((torch.randn(1100, 17, generator=generator) + 0.5).to(DEVICE) for _ in range(2))
     exact = torch.ops.aten.gelu_backward(grad.double(), before.double())
     eager = torch.ops.aten.gelu_backward(grad, before)
