@@ -1,48 +1,19 @@
 """The pre-norm transformer block."""
 
 from itertools import pairwise
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from jepa_fast.kernels.runtime.products import linear
+from jepa_fast.kernels.gelu_mlp.api import gelu_mlp
 
 from .attention import Attention
-from .layers import LayerNorm, Linear, cast_parameter, compute_dtype
+from .fused import FusedModule
+from .layers import LayerNorm, Linear
 
 
-class _MLP(torch.autograd.Function):
-    """`gelu(x w1' + b1) w2' + b2`; dtypes as in `Linear`. The backward works in the memory of the saved hidden layer:
-    it is the largest tensor of a step, and without that three of its size would be alive at once."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        ctx.dtype = w1.dtype
-        w1, b1, w2, b2 = (cast_parameter(parameter, x.dtype) for parameter in (w1, b1, w2, b2))
-        before = linear(x, w1, b1)
-        after = F.gelu(before)
-        ctx.save_for_backward(x, w1, w2, before, after)
-        return linear(after, w2, b2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        x, w1, w2, before, after = ctx.saved_tensors
-        shape = x.shape
-        x, grad, before, work = (tensor.flatten(0, -2) for tensor in (x, grad, before, after))
-        # For a product narrower than its operands are long, the wide operand is better the transposed one.
-        grad_w2 = (work.t() @ grad).t().to(ctx.dtype, memory_format=torch.contiguous_format)
-        torch.mm(grad, w2, out=work)
-        torch.ops.aten.gelu_backward.grad_input(work, before, grad_input=work)
-        grad_w1, grad_b1, grad_b2 = (t.to(ctx.dtype) for t in (work.t() @ x, work.sum(0), grad.sum(0)))
-        return (work @ w1).view(shape), grad_w1, grad_b1, grad_w2, grad_b2
-
-
-class MLP(nn.Module):
-    """Linear, exact (erf) GELU, linear: `[..., D] -> [..., D]`."""
+class MLP(FusedModule):
+    """Linear, exact (erf) GELU, linear: `[..., D] -> [..., D]` in the compute dtype."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -50,8 +21,8 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(compute_dtype(x))
-        return _MLP.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        parameters = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return gelu_mlp(x, *parameters, implementation="auto" if self.fused.gelu_mlp else "reference")
 
 
 class Block(nn.Module):

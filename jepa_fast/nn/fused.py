@@ -12,6 +12,8 @@ class Fused:
     adamw_ema: bool = True
     """AdamW, the teacher's moving average and the low-precision copies of both networks in one pass."""
 
+    gelu_mlp: bool = True
+    """GELU and its backward, with the gradient of the hidden layer's bias in the same pass."""
     layer_norm: bool = True
     """The residual sum together with the LayerNorm that reads it, in and out in the dtypes that are there."""
     patch_embed: bool = True

@@ -5,8 +5,6 @@ dtype: a linear layer casts its input and its parameters, and returns that dtype
 weight once, so no cast is repeated; where the optimizer has written the cast already, `using_copies` saves it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from jepa_fast.kernels.layer_norm.api import add_layer_norm, layer_norm
-from jepa_fast.kernels.runtime.products import linear
+from jepa_fast.kernels.runtime.products import cast_parameter, linear
 
 from .fused import FusedModule
 
@@ -26,31 +24,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of matrix products on `x`: autocast's where it is on, else that of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-_copy_of: Callable[[Tensor], Tensor] | None = None
-
-
-@contextmanager
-def using_copies(copy_of: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Linear layers take `copy_of(parameter)` where they would cast a parameter; None leaves the cast.
-
-    The copies must be equal to such casts while the context lasts.
-    """
-    global _copy_of
-    before, _copy_of = _copy_of, copy_of
-    try:
-        yield
-    finally:
-        _copy_of = before
-
-
-def cast_parameter(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """`parameter` in the dtype of a matrix product, without autograd."""
-    if parameter.dtype == dtype:
-        return parameter
-    copy = None if _copy_of is None else _copy_of(parameter)
-    return copy if copy is not None and copy.dtype == dtype else parameter.to(dtype)
 
 
 class _Linear(torch.autograd.Function):

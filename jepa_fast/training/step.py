@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from jepa_fast.kernels.adamw_ema.api import AdamWEMA
 from jepa_fast.kernels.ema.api import ema_update_
 from jepa_fast.kernels.latent_loss.api import latent_prediction_loss
+from jepa_fast.kernels.runtime.products import using_copies
 from jepa_fast.masks import Masks
 from jepa_fast.models import IJEPA
 from jepa_fast.nn.fused import Fused, set_fused
-from jepa_fast.nn.layers import using_copies
 
 Precision = Literal["float32", "bfloat16"]
 

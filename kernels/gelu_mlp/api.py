@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
-from .products import linear
+from ..runtime.products import cast_parameter, linear
 
 __all__ = ["gelu_mlp"]
 
@@ -54,8 +54,9 @@ def gelu_mlp(
     module = OPERATION.choose(implementation, x.device, dtype, w1.shape[0])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, w1, b1, w2, b2)):
         return _GELUMLP.apply(x, w1, b1, w2, b2, recompute, module)
-    before = linear(x, w1.to(dtype), b1.to(dtype))
-    return linear(module.gelu(before, before), w2.to(dtype), b2.to(dtype))
+    w1, b1, w2, b2 = (cast_parameter(parameter, dtype) for parameter in (w1, b1, w2, b2))
+    before = linear(x, w1, b1)
+    return linear(module.gelu(before, before), w2, b2)
 
 
 class _GELUMLP(torch.autograd.Function):
@@ -64,7 +65,7 @@ class _GELUMLP(torch.autograd.Function):
         ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, recompute: bool, module: Any
     ) -> Tensor:
         ctx.dtypes, ctx.module, ctx.consumed = [t.dtype for t in (w1, b1, w2, b2)], module, False
-        w1, b1, w2, b2 = (parameter.to(x.dtype) for parameter in (w1, b1, w2, b2))
+        w1, b1, w2, b2 = (cast_parameter(parameter, x.dtype) for parameter in (w1, b1, w2, b2))
         before = linear(x, w1, b1)
         after = module.gelu(before)
         ctx.save_for_backward(x, w1, w2, before, None if recompute else after)
