@@ -145,18 +145,10 @@ class _LayerNorm(torch.autograd.Function):
     def backward(
         ctx: Any, grad_normalized: Tensor | None, grad_new_residual: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
-        new_residual, mean, *vectors = ctx.saved_tensors
         if grad_normalized is None:
-            grad_normalized = torch.zeros_like(new_residual, dtype=ctx.dtype)
-        found = _backward(
-            grad_normalized,
-            grad_new_residual,
-            new_residual,
-            mean,
-            *vectors,
-            ctx.update_dtype,
-            ctx.implementation,
-        )
+            grad_normalized = torch.zeros_like(ctx.saved_tensors[0], dtype=ctx.dtype)
+        saved = (*ctx.saved_tensors, ctx.update_dtype, ctx.implementation)
+        found = _backward(grad_normalized, grad_new_residual, *saved)
         return _placed(ctx, found)
 
 
@@ -332,18 +324,12 @@ def _keep_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _gradient_compiled(
-    ctx: Any, grad_normalized: Tensor, grad_new_residual: Tensor, *_: Any
+    ctx: Any, grad_normalized: Tensor, grad_new_residual: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
-    new_residual, mean, *vectors = ctx.saved_tensors
-    found = torch.ops.jepa_fast.layer_norm_backward(
-        grad_normalized,
-        None if ctx.update_dtype is None else grad_new_residual,
-        new_residual,
-        mean,
-        *vectors,
-        ctx.update_dtype,
-        ctx.implementation,
-    )
+    saved = (*ctx.saved_tensors, ctx.update_dtype, ctx.implementation)
+    if ctx.update_dtype is None:
+        grad_new_residual = None
+    found = torch.ops.jepa_fast.layer_norm_backward(grad_normalized, grad_new_residual, *saved)
     return _placed(ctx, found)
 
 

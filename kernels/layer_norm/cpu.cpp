@@ -7,9 +7,8 @@
 #include <tvm/ffi/optional.h>
 
 #include <cmath>
-#include <vector>
 
-#include "simd.h"
+#include "rows.h"
 
 namespace {
 
@@ -19,30 +18,6 @@ using tvm::ffi::TensorView;
 
 // Parts of the rows whose sums are formed apart: they depend on the shape alone, not on the number of threads.
 constexpr int64_t kMostParts = 256, kFewestRows = 32;
-
-int64_t type_number(TensorView tensor) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return 0;
-  return type.code == kDLBfloat ? 1 : 2;
-}
-
-// [B, N, D] with a contiguous last dimension; data is null for a tensor that is not there.
-struct Rows {
-  void* data = nullptr;
-  int64_t type = 0, tokens = 1, strides[2] = {0, 0};
-
-  Rows() = default;
-  explicit Rows(TensorView x)
-      : data(x.data_ptr()), type(type_number(x)), tokens(x.size(1)), strides{x.stride(0), x.stride(1)} {}
-  explicit Rows(const Optional<TensorView>& x) {
-    if (x.has_value()) *this = Rows(x.value());
-  }
-};
-
-template <typename T>
-JEPA_FAST_INLINE T* row_of(const Rows& x, int64_t i) {
-  return static_cast<T*>(x.data) + i / x.tokens * x.strides[0] + i % x.tokens * x.strides[1];
-}
 
 // Of the branch: bias and scale [D], drop [B]; all three or none.
 struct Factors {
@@ -72,53 +47,6 @@ struct Work {
   float *values, *z, *sums;
   int64_t stride;
 };
-
-// Calls body with a value of the storage type that has this number.
-template <typename Body>
-JEPA_FAST_INLINE void with_type(int64_t number, const Body& body) {
-  switch (number) {
-    case 0: return body(float{});
-    case 1: return body(bfloat16{});
-    default: return body(float16{});
-  }
-}
-
-// Calls body(d, count) for every vector of a row: its first element, and how many it has.
-template <typename Body>
-JEPA_FAST_INLINE void each_vector(int64_t features, const Body& body) {
-  int64_t d = 0;
-  for (; d + kLanes <= features; d += kLanes) body(d, kLanes);
-  if (d < features) body(d, features - d);
-}
-
-// The same for what adds up: body(d, count, k) with one of four accumulators, as one would wait for itself.
-template <typename Body>
-JEPA_FAST_INLINE void each_vector_of_sum(int64_t features, const Body& body) {
-  int64_t d = 0;
-  for (; d + 4 * kLanes <= features; d += 4 * kLanes)
-    for (int64_t k = 0; k < 4; ++k) body(d + k * kLanes, kLanes, k);
-  for (; d + kLanes <= features; d += kLanes) body(d, kLanes, int64_t{0});
-  if (d < features) body(d, features - d, int64_t{0});
-}
-
-JEPA_FAST_INLINE float total(const f32x16 (&sums)[4]) { return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3])); }
-
-JEPA_FAST_INLINE f32x16 first_lanes(f32x16 value, int64_t count) {
-  return select(kLaneNumbers < static_cast<int32_t>(count), value, f32x16{});
-}
-
-// Stores and returns the value as it is read back.
-template <typename T>
-JEPA_FAST_INLINE f32x16 store_rounded(T* target, f32x16 value, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    store(target, value, count);
-    return value;
-  } else {
-    const u16x16 bits = narrow(value, T{});
-    std::memcpy(target, &bits, count * sizeof(T));
-    return widen(bits, T{});
-  }
-}
 
 // A step of a row's work is a function of its own, cloned for each instruction set: all steps in one, for all types of
 // tensors, made eight megabytes of code. What passes between them stays in L1 cache. Rows are taken one by one: in
@@ -346,16 +274,6 @@ JEPA_FAST_CLONES void add_parts(const float* parts, int64_t count, int64_t strid
 }
 
 // ---- entry points ---------------------------------------------------------------------------------------------
-
-// Zeros on a cache line's boundary: a vector that spans two lines takes twice the time.
-struct Floats {
-  std::vector<float> memory;
-  float* data;
-  explicit Floats(int64_t count) : memory(count + kLanes) {
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    data = memory.data() + (kCacheLine - address % kCacheLine) % kCacheLine / sizeof(float);
-  }
-};
 
 const float* floats(TensorView x) { return static_cast<const float*>(x.data_ptr()); }
 
