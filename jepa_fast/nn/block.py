@@ -1,6 +1,7 @@
 """The pre-norm transformer block."""
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Blocks(nn.ModuleList):
         num_outputs: return, and compute in the last block, the last so many tokens only; None is all of them.
         dtype: of the result; None is the compute dtype.
         """
-        blocks = list(self)
+        blocks = cast("list[Block]", list(self))
         normalized = blocks[0].norm1(x)
         for block, after in pairwise(blocks):
             normalized, x = block(normalized, x, after.norm1)
