@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-
-from jepa_fast import Rope3D, masked_attention
-
-pytest.importorskip("transformers", reason="transformers is an oracle for this one test file")
 from transformers import VJEPA2Config
 from transformers.models.vjepa2 import modeling_vjepa2
+
+from jepa_fast import Rope3D, masked_attention
 
 
 @pytest.fixture
