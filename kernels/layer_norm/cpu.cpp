@@ -8,7 +8,7 @@
 
 #include <cmath>
 
-#include "rows.h"
+#include "pairs.h"
 
 namespace {
 
@@ -16,30 +16,9 @@ using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
+constexpr int64_t kRowsOfCall = 32;  // of forward_pairs: enough that choosing the clone costs nothing
 // Parts of the rows whose sums are formed apart: they depend on the shape alone, not on the number of threads.
 constexpr int64_t kMostParts = 256, kFewestRows = 32;
-
-// Of the branch: bias and scale [D], drop [B]; all three or none.
-struct Factors {
-  const float *bias = nullptr, *scale = nullptr, *drop = nullptr;
-};
-
-struct Forward {
-  Rows residual, update, normalized, new_residual;
-  Factors factors;
-  const float *weight, *bias;
-  float *mean, *rstd;
-  int64_t rows, features;
-  float eps;
-};
-
-struct Backward {
-  Rows grad_normalized, grad_new_residual, residual, update, grad_residual, grad_update;
-  Factors factors;
-  const float *mean, *rstd, *weight;
-  bool sums_bias;
-  int64_t rows, features;
-};
 
 // What a thread works with: two rows, and in the backward the sums [2..4][stride] of its part of the rows. stride: the
 // features, up to whole vectors.
@@ -273,6 +252,34 @@ JEPA_FAST_CLONES void add_parts(const float* parts, int64_t count, int64_t strid
   });
 }
 
+// ---- rows of one 16-bit type (pairs.h) ------------------------------------------------------------------------
+
+void forward_in_pairs(const Forward& f, int64_t threads) {
+  const Floats vectors(2 * f.features);
+  float *weight = vectors.data, *bias = vectors.data + f.features;
+  to_pairs(f.weight, weight, f.features);
+  to_pairs(f.bias, bias, f.features);
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (f.rows * f.features > kParallelFrom)
+  for (int64_t first = 0; first < f.rows; first += kRowsOfCall)
+    forward_pairs(f, first, std::min(first + kRowsOfCall, f.rows), weight, bias);
+}
+
+// partial: [parts][2][D], the sums for weight and bias; out: [2][D].
+void backward_in_pairs(const Backward& b, int64_t rows_of_part, int64_t parts, float* partial, float* out,
+                       int64_t threads) {
+  const Floats vectors(2 * b.features);
+  float *weight = vectors.data, *sum = vectors.data + b.features;
+  to_pairs(b.weight, weight, b.features);
+#pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (b.rows * b.features > kParallelFrom)
+  for (int64_t part = 0; part < parts; ++part)
+    backward_pairs(b, part * rows_of_part, std::min((part + 1) * rows_of_part, b.rows), weight,
+                   partial + part * 2 * b.features);
+  for (int64_t kind = 0; kind < 2; ++kind) {
+    add_parts(partial + kind * b.features, parts, 2 * b.features, sum, b.features);
+    from_pairs(sum, out + kind * b.features, b.features);
+  }
+}
+
 // ---- entry points ---------------------------------------------------------------------------------------------
 
 const float* floats(TensorView x) { return static_cast<const float*>(x.data_ptr()); }
@@ -304,6 +311,8 @@ void layer_norm_forward(TensorView residual, Optional<TensorView> update, Option
   f.rows = residual.size(0) * residual.size(1);
   f.features = residual.size(2);
   f.eps = static_cast<float>(eps);
+  if (in_pairs(f.features, {f.residual, f.update, f.normalized}) && !f.factors.scale)
+    return forward_in_pairs(f, threads);
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (f.rows * f.features > kParallelFrom)
   {
     const Floats values(whole_vectors(f.features));
@@ -337,6 +346,9 @@ void layer_norm_backward(TensorView grad_normalized, Optional<TensorView> grad_n
   const int64_t parts = (b.rows + rows_of_part - 1) / rows_of_part;
   const int64_t stride = whole_vectors(b.features), kinds = sums.size(0);
   const Floats partial(parts * kinds * stride);
+  if (in_pairs(b.features, {b.residual, b.grad_normalized, b.grad_new_residual}) && !b.factors.scale &&
+      !b.grad_update.data)
+    return backward_in_pairs(b, rows_of_part, parts, partial.data, static_cast<float*>(sums.data_ptr()), threads);
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (b.rows * b.features > kParallelFrom)
   {
     const Floats rows(2 * stride);

@@ -33,6 +33,28 @@ struct Rows {
   }
 };
 
+// Of the branch: bias and scale [D], drop [B]; all three or none.
+struct Factors {
+  const float *bias = nullptr, *scale = nullptr, *drop = nullptr;
+};
+
+struct Forward {
+  Rows residual, update, normalized, new_residual;
+  Factors factors;
+  const float *weight, *bias;
+  float *mean, *rstd;
+  int64_t rows, features;
+  float eps;
+};
+
+struct Backward {
+  Rows grad_normalized, grad_new_residual, residual, update, grad_residual, grad_update;
+  Factors factors;
+  const float *mean, *rstd, *weight;
+  bool sums_bias;
+  int64_t rows, features;
+};
+
 template <typename T>
 JEPA_FAST_INLINE T* row_of(const Rows& x, int64_t i) {
   return static_cast<T*>(x.data) + i / x.tokens * x.strides[0] + i % x.tokens * x.strides[1];

@@ -61,14 +61,19 @@ JEPA_FAST_INLINE f32x16 widen(u16x16 bits, bfloat16) {
   return as_float(__builtin_convertvector(bits, u32x16) << 16);
 }
 
-JEPA_FAST_INLINE u16x16 narrow(f32x16 value, bfloat16) {
+// The high half of each lane is the bfloat16; the low half is not cleared.
+JEPA_FAST_INLINE u32x16 rounded_to_bfloat16(f32x16 value) {
   const u32x16 bits = as_bits(value);
-  const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
-  return __builtin_convertvector(select(value != value, (bits >> 16) | 0x40u, rounded), u16x16);
+  const u32x16 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
+  return select(value != value, bits | 0x400000u, rounded);
 }
 
-JEPA_FAST_INLINE f32x16 widen(u16x16 bits, float16) {
-  const u32x16 wide = __builtin_convertvector(bits, u32x16);
+JEPA_FAST_INLINE u16x16 narrow(f32x16 value, bfloat16) {
+  return __builtin_convertvector(rounded_to_bfloat16(value) >> 16, u16x16);
+}
+
+// A float16's bits in the low half of each lane; the high half is zero.
+JEPA_FAST_INLINE f32x16 widen_lanes(u32x16 wide, float16) {
   const u32x16 sign = (wide & 0x8000u) << 16;
   const u32x16 magnitude = (wide & 0x7fffu) << 13;  // exponent and fraction in float's places
   const f32x16 rebias = as_float(u32x16{} + 0x77800000u);  // 2^112 = 2^(127 - 15): also normalises subnormals
@@ -77,7 +82,11 @@ JEPA_FAST_INLINE f32x16 widen(u16x16 bits, float16) {
   return as_float(sign | select(magnitude >= (u32x16{} + (0x7c00u << 13)), special, finite));
 }
 
-JEPA_FAST_INLINE u16x16 narrow(f32x16 value, float16) {
+JEPA_FAST_INLINE f32x16 widen(u16x16 bits, float16) {
+  return widen_lanes(__builtin_convertvector(bits, u32x16), float16{});
+}
+
+JEPA_FAST_INLINE u32x16 narrow_lanes(f32x16 value, float16) {
   const u32x16 bits = as_bits(value);
   const u32x16 sign = (bits >> 16) & 0x8000u;
   const u32x16 magnitude = bits & 0x7fffffffu;
@@ -89,7 +98,11 @@ JEPA_FAST_INLINE u16x16 narrow(f32x16 value, float16) {
   u32x16 half = select(magnitude < (u32x16{} + 0x38800000u), subnormal, normal);
   half = select(magnitude >= (u32x16{} + 0x477ff000u), u32x16{} + 0x7c00u, half);  // 65520 and up: infinity
   half = select(magnitude > (u32x16{} + 0x7f800000u), nan, half);
-  return __builtin_convertvector(sign | half, u16x16);
+  return sign | half;
+}
+
+JEPA_FAST_INLINE u16x16 narrow(f32x16 value, float16) {
+  return __builtin_convertvector(narrow_lanes(value, float16{}), u16x16);
 }
 
 // ---- loads and stores of `count` <= 16 values; lanes past `count` read as zero and are not written ------------
