@@ -199,6 +199,9 @@ def check(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, ropes: tuple[Rope3D, Rope3D] | None
 ) -> None:
     """Raise the errors of `masked_attention`, but for values that lie on a device."""
+    if mask is not None and not isinstance(mask, tuple(KINDS.values())):
+        accepted = "None, Varlen, BlockCausal or BlockSparse (a boolean tensor: BlockSparse.from_dense)"
+        raise TypeError(f"mask: expected {accepted}, got {type(mask).__name__}")
     packed = mask is not None and mask.packed
     layout, rank = ("packed [tokens, H, D]", 3) if packed else ("[B, N, H, D]", 4)
     for name, x in (("query", query), ("key", key), ("value", value)):

@@ -84,6 +84,8 @@ def test_packed_lengths() -> None:
     assert torch.equal(mask.dense(3, 3, CPU), expected)
     with pytest.raises(ValueError, match="lengths_k: expected 2 lengths as in lengths_q, got 1"):
         Varlen.from_lengths([1, 2], [3])
+    with pytest.raises(ValueError, match="lengths_k: expected lengths of at least 0, got -2"):
+        Varlen.from_lengths([1, 2], [3, -2])
 
 
 def test_steps() -> None:

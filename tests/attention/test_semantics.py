@@ -218,6 +218,12 @@ def bad_calls() -> list[Any]:
         ),
         ((p, p, p), varlen(starts, max_k=3), ValueError, "max_seqlen_k: expected at least 4, the length of sequence 1"),
         ((p, p, p), varlen(starts, max_q=-1), ValueError, "max_seqlen_q: expected at least 0, got -1"),
+        (
+            (x, x, x),
+            {"mask": torch.ones(4, 4, dtype=torch.bool)},
+            TypeError,
+            r"mask: expected None, Varlen, BlockCausal or BlockSparse \(a boolean .* got Tensor",
+        ),
         ((x, x, x), {"implementation": "cuda"}, ValueError, "implementation: expected auto, .*got 'cuda'"),
         (
             (x.double(),) * 3,

@@ -44,17 +44,20 @@ class Varlen:
         device: torch.device | str = "cpu",
         causal: bool = False,
     ) -> "Varlen":
-        """From lengths on the host; keys have those of the queries unless given."""
+        """From lengths on the host, at least 0; keys have those of the queries unless given."""
 
-        def offsets(lengths: Sequence[int]) -> Tensor:
+        def offsets(name: str, lengths: Sequence[int]) -> Tensor:
+            shortest = min(lengths, default=0)
+            if shortest < 0:
+                raise ValueError(f"{name}: expected lengths of at least 0, got {shortest}")
             starts = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
             return starts.to(torch.int32).to(device, non_blocking=True)
 
         keys = lengths_q if lengths_k is None else lengths_k
         if len(keys) != len(lengths_q):
             raise ValueError(f"lengths_k: expected {len(lengths_q)} lengths as in lengths_q, got {len(keys)}")
-        cu_seqlens_q = offsets(lengths_q)
-        cu_seqlens_k = cu_seqlens_q if lengths_k is None else offsets(keys)
+        cu_seqlens_q = offsets("lengths_q", lengths_q)
+        cu_seqlens_k = cu_seqlens_q if lengths_k is None else offsets("lengths_k", keys)
         return cls(cu_seqlens_q, cu_seqlens_k, max(lengths_q, default=0), max(keys, default=0), causal)
 
     def tensors(self) -> list[Tensor]:
