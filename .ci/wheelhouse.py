@@ -1,7 +1,7 @@
 """Pack the project and what its GPU tests and benches need for an offline CUDA host (CPython 3.12, Linux x86_64).
 
-The host has torch and triton already. What draws figures, decodes video, lints or types stays out: the pack has to
-travel.
+The host has torch and triton already. What draws figures, decodes video, lints or types stays out, and so do other code
+bases, whose tests on the CPU are as good: the pack has to travel.
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {
     *("torch", "triton", "jepa-fast"),
-    *("av", "pillow", "scikit-video", "matplotlib"),
+    *("av", "pillow", "scikit-video", "webdataset", "matplotlib", "tensorboard", "transformers"),
     *("build", "cmake", "ninja", "scikit-build-core", "kernels", "mypy", "ruff"),
 }
 TARGET = [
