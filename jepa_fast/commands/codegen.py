@@ -264,12 +264,18 @@ def _out_of_date(
 def _print_failures(
     console: Console, failures: list[tuple[Job, Failure]], general: list[str], configurations: Configurations
 ) -> None:
-    """Each failure, the line of its kernel, and the instructions that show it."""
-    shown = [(job, failure.kind) for job, failure in failures if failure.kind][:EXCERPTS]
-    evidence = codegen.find_evidence(shown) if shown else {}
+    """The failures of each job, the line of its kernel, and the instructions that show them."""
+    by_job: dict[Job, list[Failure]] = {}
     for job, failure in failures:
-        console.print(failure.message, style="red", markup=False, highlight=False, soft_wrap=True)
-        lines = [f"  {_place(configurations[job.op, job.name])}", *evidence.get((job, failure.kind), [])]
+        by_job.setdefault(job, []).append(failure)
+    wanted = dict.fromkeys((job, failure.kind) for job, failure in failures if failure.kind)
+    evidence = codegen.find_evidence(list(wanted)[:EXCERPTS]) if wanted else {}
+    for job, own in by_job.items():
+        for failure in own:
+            console.print(failure.message, style="red", markup=False, highlight=False, soft_wrap=True)
+        lines = [f"  {_place(configurations[job.op, job.name])}"]
+        for kind in dict.fromkeys(failure.kind for failure in own):
+            lines += evidence.get((job, kind), [])
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     for message in general:
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
