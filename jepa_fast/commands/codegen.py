@@ -268,17 +268,23 @@ def _print_failures(
     by_job: dict[Job, list[Failure]] = {}
     for job, failure in failures:
         by_job.setdefault(job, []).append(failure)
-    wanted = dict.fromkeys((job, failure.kind) for job, failure in failures if failure.kind)
+    wanted = {(job, kind): None for job, own in by_job.items() for kind in _shown(own)}
     evidence = codegen.find_evidence(list(wanted)[:EXCERPTS]) if wanted else {}
     for job, own in by_job.items():
         for failure in own:
             console.print(failure.message, style="red", markup=False, highlight=False, soft_wrap=True)
         lines = [f"  {_place(configurations[job.op, job.name])}"]
-        for kind in dict.fromkeys(failure.kind for failure in own):
+        for kind in _shown(own):
             lines += evidence.get((job, kind), [])
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     for message in general:
         console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shown(failures: list[Failure]) -> list[str]:
+    """The kinds of instructions to print for one job; where something was lost, growth only follows from it."""
+    kinds = list(dict.fromkeys(failure.kind for failure in failures if failure.kind))
+    return [kind for kind in kinds if kind != "loop"] or kinds
 
 
 def _place(configuration: KernelConfiguration) -> str:

@@ -127,7 +127,7 @@ def test_worse_code_and_a_forged_record_fail_the_check(
     assert "expected tensor-core instructions, found none" in plain
     assert "lost its tensor-core instructions (HMMA)" in plain
     assert "FFMA" in plain or "FMUL" in plain
-    assert f"gated_worse.py:{line('tl.sum')}" in plain
+    assert "triton/language/standard.py:" in plain  # the sum's source, which is the compiler's
 
     narrow = section(out, "gated/copy/form sm_90")
     assert "expected a 128-bit global load, the widest has 32 bits" in narrow

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from .loops import main_loop
 
 _SHOWN = 6  # instructions of an excerpt
 _SOURCE = re.compile(r'^\s*//## File "([^"]+)", line (\d+)')
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+_TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _NARROW_BITS = 128
 _PLAIN_PRODUCTS = {"FFMA", "HFMA2", "DFMA", "FFMA2"}
 
@@ -31,15 +34,29 @@ def listing(cubin: bytes) -> list[Line]:
 
     text = sass.run(knobs.nvidia.nvdisasm.path, "--print-line-info", "--print-code", data=cubin)
     lines: list[Line] = []
-    source, fresh = "", True
+    labels: dict[str, int] = {}
+    waiting: list[str] = []  # labels ahead of the next instruction
+    source = ""
     for row in text.splitlines():
         if place := _SOURCE.match(row):
-            # Of functions in one another the innermost comes first.
-            source, fresh = (f"{place[1]}:{place[2]}" if fresh else source), False
-            continue
-        fresh = True
-        lines += [Line(source, instruction) for instruction in sass.parse(row)]
-    return lines
+            source = f"{place[1]}:{place[2]}"
+        elif label := _LABEL.match(row):
+            waiting.append(label[1])
+        else:
+            for instruction in sass.parse(row):
+                labels.update(dict.fromkeys(waiting, instruction.address))
+                lines.append(Line(source, instruction))
+                waiting = []
+    return [Line(line.source, _resolved(line.instruction, labels)) for line in lines]
+
+
+def _resolved(instruction: sass.Instruction, labels: dict[str, int]) -> sass.Instruction:
+    """With the address that stands for the label which it jumps to."""
+    target = _TARGET.search(instruction.operands)
+    if target is None or not instruction.opcode.startswith(("BRA", "JMP")):
+        return instruction
+    conditional = instruction.conditional or "," in instruction.operands
+    return replace(instruction, target=labels.get(target[1]), conditional=conditional)
 
 
 def excerpt(cubin: bytes, kind: str) -> list[str]:
@@ -63,11 +80,11 @@ def excerpt(cubin: bytes, kind: str) -> list[str]:
 
 
 def relative(path: str) -> str:
-    """Below the current folder as seen from there."""
+    """Below the current folder as seen from there, in a library as seen from where libraries are."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
-        return path
+        return path.rpartition("/site-packages/")[2]
 
 
 def _narrow(bases: set[str]) -> Callable[[sass.Instruction], bool]:
@@ -78,5 +95,5 @@ _SHOWS: dict[str, Callable[[sass.Instruction], bool]] = {
     "spill": lambda i: i.base in ("LDL", "STL") or "[R1+" in i.operands,
     "load": _narrow(sass.GLOBAL_LOADS),
     "store": _narrow(sass.GLOBAL_STORES),
-    "tensor": lambda i: i.base in _PLAIN_PRODUCTS,
+    "tensor": lambda i: i.base in _PLAIN_PRODUCTS and "-RZ, RZ" not in i.operands,  # that is a move
 }
