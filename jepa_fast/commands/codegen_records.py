@@ -9,8 +9,10 @@ import jepa_fast
 from jepa_fast.commands.errors import UsageError
 from jepa_fast.kernels.runtime.codegen import CodegenRecord
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had no keys and no roofline."""
 STORED = Path("bench", "results", "codegen.json")
+RENEW = "`jepa-fast codegen --update`"
 
 
 class Records(msgspec.Struct, frozen=True):
@@ -21,12 +23,20 @@ class Records(msgspec.Struct, frozen=True):
     records: list[CodegenRecord]
 
 
+class _Head(msgspec.Struct, frozen=True):
+    version: int
+
+
+class UnreadableError(UsageError):
+    """The file is no record of this format, and may be written anew."""
+
+
 def stored_path() -> Path:
     """Where this checkout keeps its record. Raises UsageError in an installed wheel."""
     checkout = Path(jepa_fast.__file__).resolve().parents[1]
     if not (checkout / "kernels" / "runtime").is_dir():
         raise UsageError(
-            f"--check, --save: {STORED} is part of a source checkout; --json FILE works anywhere"
+            f"--check, --update: {STORED} is part of a source checkout; --json FILE works anywhere"
         )
     return checkout / STORED
 
@@ -34,14 +44,22 @@ def stored_path() -> Path:
 def read(path: Path) -> Records:
     """The records in `path`. Raises UsageError if the file is missing or cannot be read as such."""
     try:
-        stored = msgspec.json.decode(path.read_bytes(), type=Records)
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=_Head).version
+        if version > FORMAT_VERSION:
+            raise UsageError(
+                f"{STORED}: format version {version} is newer than {FORMAT_VERSION}, which this jepa-fast reads; "
+                "check out a newer one"
+            )
+        if version < FORMAT_VERSION:
+            raise UnreadableError(
+                f"{STORED}: format version {version} is older than {FORMAT_VERSION}; write it anew with {RENEW}"
+            )
+        return msgspec.json.decode(content, type=Records)
     except FileNotFoundError:
-        raise UsageError(f"{STORED} does not exist yet; write it with `jepa-fast codegen --save`") from None
+        raise UsageError(f"{STORED} does not exist yet; write it with {RENEW}") from None
     except msgspec.DecodeError as error:
-        raise UsageError(f"{STORED}: {error}; delete it and write it anew with --save") from None
-    if stored.version != FORMAT_VERSION:
-        raise UsageError(f"{STORED}: expected format version {FORMAT_VERSION}, got {stored.version}")
-    return stored
+        raise UnreadableError(f"{STORED}: {error}; write it anew with {RENEW}") from None
 
 
 def write(path: Path, triton: str, records: Iterable[CodegenRecord]) -> None:

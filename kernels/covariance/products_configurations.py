@@ -15,7 +15,7 @@ from .device_products import (
     product_kernel,
 )
 from .device_statistics import LOW_A
-from .statistics_configurations import TYPES
+from .statistics_configurations import TYPES, sampled
 
 EXACT_BLOCK = 32  # of products in float64
 REDUCE_BLOCK = 32
@@ -75,6 +75,7 @@ def matrix(dtype: torch.dtype, tiled: bool, barlow: bool, exact: bool, aligned: 
         divisible_by_16=("p_z", "p_columns", *_ALIGNED) if aligned else (),
         num_warps=4 if exact else _warps(kind, tiled, aligned),
         num_stages=1 if exact else _stages(tiled, aligned),
+        sampled=sampled(kind, aligned, plain=not tiled and not barlow),
         expected_load_bits=128 if aligned and not exact else 0,
         expected_store_bits=0,
         expected_tensor_core=not exact,
@@ -169,6 +170,7 @@ def product(
         else (),
         num_warps=8 if exact else _warps(kind, tiled, aligned),
         num_stages=1 if exact else _stages(tiled, aligned),
+        sampled=sampled(kind, aligned, plain=not tiled and not barlow and not pair),
         expected_load_bits=128 if aligned and not exact else 0,
         expected_store_bits=0,
         expected_tensor_core=not exact,

@@ -24,6 +24,11 @@ _ALIGNED = ("view_offset", "features", "stride")
 _OUT = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp32"}  # type of gradients; see api.py
 
 
+def sampled(kind: str, aligned: bool, plain: bool) -> bool:
+    """What the gate compiles by itself: the plain form of everything, the others aligned and in two types."""
+    return plain or (aligned and kind != "fp16")
+
+
 @functools.cache
 def moments(dtype: torch.dtype, pair: bool, aligned: bool) -> KernelConfiguration:
     kind = TYPES[dtype]
@@ -38,6 +43,7 @@ def moments(dtype: torch.dtype, pair: bool, aligned: bool) -> KernelConfiguratio
         },
         constexprs={"PAIR": pair, "PARTIALS": PARTIALS, "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_D": BLOCK_D},
         divisible_by_16=("p_z", "p_partial", *_ALIGNED) if aligned else (),
+        sampled=sampled(kind, aligned, plain=not pair),
         expected_load_bits=128 if aligned else 0,
         expected_store_bits=0,  # sums: 128 floats for thousands of values read
     )
@@ -139,6 +145,7 @@ def finish(dtype: torch.dtype, pair: bool, barlow: bool, gram: bool, aligned: bo
         )
         if aligned
         else (),
+        sampled=sampled(kind, aligned, plain=not pair and not barlow),
         expected_load_bits=128 if aligned else 0,
         expected_store_bits=128 if aligned else 0,
     )

@@ -116,6 +116,7 @@ def _configuration(kind: int, momentum_in_memory: bool) -> KernelConfiguration:
         },
         divisible_by_16=("p_chunks",),
         num_warps=_NUM_WARPS,
+        sampled=kind in (0, _MIXED) or not momentum_in_memory,
     )
 
 

@@ -77,6 +77,7 @@ def _forward_configuration(dtype: torch.dtype, aligned: bool) -> KernelConfigura
         constexprs={"BLOCK": _BLOCK},
         divisible_by_16=("p_before", "p_after", "size") if aligned else (),
         num_warps=_NUM_WARPS,
+        sampled=aligned or dtype == torch.bfloat16,
         expected_load_bits=widest,
         expected_store_bits=widest,
     )
@@ -94,6 +95,7 @@ def _backward_configuration(dtype: torch.dtype, recompute: bool, aligned: bool) 
         constexprs={"RECOMPUTE": recompute, "ROWS": _ROWS, "COLUMNS": _COLUMNS},
         divisible_by_16=(*pointers, "features") if aligned else (),
         num_warps=_NUM_WARPS,
+        sampled=aligned or dtype == torch.bfloat16,
         expected_load_bits=widest,
         expected_store_bits=widest,
     )

@@ -21,6 +21,7 @@ from .settings import Settings
 
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _MIN_BLOCK, _MAX_FEATURES = 256, 8192
+_SAMPLED_BLOCK = 1024
 _VALUES_PER_WARP = 512  # 16 values per lane and operand: enough loads in flight, no spill at 8192 features
 # Triton compiles anew for integers that are 1 or multiples of 16. Only the second is worth it, and only where an
 # address is formed from it: then a whole row moves in 16-byte accesses.
@@ -115,6 +116,9 @@ def _configuration(
         constexprs={"GRADIENT": gradient, "BLOCK_D": block_d},
         divisible_by_16=(*pointers, *_ADDRESSING) if aligned else (),
         num_warps=max(1, block_d // _VALUES_PER_WARP),
+        # Every size of tensors of one type; of mixed types and of unaligned rows one size.
+        sampled=(aligned and prediction == target)
+        or (block_d == _SAMPLED_BLOCK and (aligned or prediction == target)),
         expected_load_bits=widest,
         expected_store_bits=widest if gradient else 0,
     )

@@ -145,7 +145,7 @@ def _configuration(dtype: torch.dtype, head_dim: int, transposed: bool, aligned:
         },
         divisible_by_16=tuple(pointers) if aligned else ("p_cos", "p_sin", "p_query_out", "p_key_out"),
         num_warps=_NUM_WARPS,
-        sampled=head_dim in _PUBLISHED_HEAD_DIMS,
+        sampled=head_dim in _PUBLISHED_HEAD_DIMS and (aligned or head_dim == 64),
     )
 
 

@@ -17,6 +17,12 @@ SAMPLES = {
     "copy/static_assert": (90,),
     "copy/missing_argument": (90,),
 }
+KERNELS = [
+    ("ema", "ema_update/float32<-float32", ALL),
+    ("attention", "forward/bf16/D=64/ampere", (80,)),
+    ("attention", "forward/bf16/D=64/hopper", (90,)),
+    ("attention", "forward/bf16/D=64/blackwell", (100,)),
+]
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +44,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compiled(sample_module: str, home: Path) -> dict[tuple[str, int], CodegenRecord | str]:
     """What compiling the samples gives, by name and architecture; kernels in this process are interpreted."""
     jobs = [Job("sample", sample_module, name, arch) for name, archs in SAMPLES.items() for arch in archs]
+    for op, name, architectures in KERNELS:
+        (module,) = find_modules(op)
+        jobs += [Job(op, module, name, arch) for arch in architectures]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("TRITON_INTERPRET", "1")

@@ -35,7 +35,7 @@ def test_unaligned_copy_is_caught(compiled: Compiled, samples: Samples, arch: in
     assert record.loads == record.stores == {32: 8}
     failures = check(record, samples["copy/unaligned"])
     assert len(failures) == 2
-    assert "expected a 128-bit global load, the widest has 32 bits" in failures[0]
+    assert "expected a 128-bit global load, the widest has 32 bits" in failures[0].message
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,34 @@ def test_matrix_product_uses_tensor_cores(
     assert check(record, samples["matmul/fits"]) == []
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_roofline_counts_a_turn_exactly(compiled: Compiled, arch: int) -> None:
+    copy = record_of(compiled, "copy/aligned", arch).turn
+    assert (copy.loop, copy.loaded_bytes, copy.stored_bytes) == (False, 4 * 1024, 4 * 1024)
+    product = record_of(compiled, "matmul/fits", arch).turn
+    assert product.loop
+    assert product.tensor_operations == 2 * 128 * 64 * 32
+    assert product.loaded_bytes == 2 * (128 + 64) * 32
+    # A block of 1024 values, in as many turns at once as the compiler unrolls.
+    ema = record_of(compiled, "ema_update/float32<-float32", arch).turn
+    unrolled, rest = divmod(ema.stored_bytes, 4 * 1024)
+    assert (unrolled > 0, rest, ema.loaded_bytes) == (True, 0, 2 * ema.stored_bytes)
+    if arch != 120:
+        assert (copy.bound, ema.bound) == ("memory", "memory")
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_attention_multiplies_twice_in_a_turn(compiled: Compiled, arch: int) -> None:
+    family = {80: "ampere", 90: "hopper", 100: "blackwell"}[arch]
+    found = record_of(compiled, f"forward/bf16/D=64/{family}", arch).turn
+    block_m, block_n, head_dim = 128, 64, 64
+    assert found.tensor_operations == 2 * (
+        2 * block_m * block_n * head_dim
+    )  # of queries and keys, and of values
+    assert found.loaded_bytes == 2 * block_n * head_dim * 2  # keys and values of two bytes
+    assert found.special_functions >= block_m * block_n  # exponentials
+
+
 @pytest.mark.parametrize("arch", [80, 90])
 def test_spills_are_caught(compiled: Compiled, samples: Samples, arch: int) -> None:
     record = record_of(compiled, "matmul/spills", arch)
@@ -60,7 +88,9 @@ def test_spills_are_caught(compiled: Compiled, samples: Samples, arch: int) -> N
     assert record.local_loads > 0
     assert record.local_stores > 0
     (failure,) = check(record, samples["matmul/spills"])
-    assert failure.startswith(f"sample/matmul/spills sm_{arch}: spills: {record.stack_bytes} B of stack")
+    assert failure.message.startswith(
+        f"sample/matmul/spills sm_{arch}: spills: {record.stack_bytes} B of stack"
+    )
 
 
 def test_loop_and_special_functions_are_counted(compiled: Compiled) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jepa_fast.kernels.runtime import rooms
-from jepa_fast.kernels.runtime.codegen import CodegenRecord, check, configurations, find_modules
+from jepa_fast.kernels.runtime.codegen import CodegenRecord, Turn, check, configurations, find_modules
 from jepa_fast.kernels.runtime.configuration import KernelConfiguration
 
 CONFIGURATION = KernelConfiguration(name="kernel/form", kernel=None, signature={})
@@ -15,6 +15,7 @@ RECORD = CodegenRecord(
     op="op",
     name="kernel/form",
     arch=90,
+    key="0123456789abcdef",
     registers=200,
     stack_bytes=0,
     local_loads=0,
@@ -28,6 +29,16 @@ RECORD = CodegenRecord(
     tensor_core={"HGMMA": 4},
     loads={32: 4, 128: 16},
     stores={128: 8},
+    turn=Turn(
+        True,
+        200,
+        16384,
+        0,
+        2**21,
+        8192,
+        {"memory": 256, "tensor": 512, "issue": 400, "special": 512},
+        "tensor",
+    ),
 )
 
 
@@ -36,24 +47,27 @@ def test_the_same_record_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "message", "kind"),
     [
-        ({"stack_bytes": 8}, "spills: 8 B of stack, 0 local loads, 0 local stores"),
-        ({"local_loads": 1}, "spills: 0 B of stack, 1 local loads, 0 local stores"),
-        ({"local_stores": 1}, "spills: 0 B of stack, 0 local loads, 1 local stores"),
-        ({"loads": {64: 40}}, "expected a 128-bit global load, the widest has 64 bits"),
-        ({"stores": {}}, "expected a 128-bit global store, the widest has 0 bits"),
-        ({"tensor_core": {}}, "expected tensor-core instructions, found none"),
-        ({"shared_bytes": 232449}, "shared memory: 232449 B is over the limit of 232448 B per block"),
+        ({"stack_bytes": 8}, "spills: 8 B of stack, 0 local loads, 0 local stores", "spill"),
+        ({"local_loads": 1}, "spills: 0 B of stack, 1 local loads, 0 local stores", "spill"),
+        ({"local_stores": 1}, "spills: 0 B of stack, 0 local loads, 1 local stores", "spill"),
+        ({"loads": {64: 40}}, "expected a 128-bit global load, the widest has 64 bits", "load"),
+        ({"stores": {}}, "expected a 128-bit global store, the widest has 0 bits", "store"),
+        ({"tensor_core": {}}, "expected tensor-core instructions, found none", "tensor"),
+        ({"shared_bytes": 232449}, "shared memory: 232449 B is over the limit of 232448 B per block", ""),
         (
             {"arch": 120, "shared_bytes": 101377},
             "shared memory: 101377 B is over the limit of 101376 B per block",
+            "",
         ),
     ],
 )
-def test_a_record_fails_by_itself(changes: dict[str, Any], message: str) -> None:
+def test_a_record_fails_by_itself(changes: dict[str, Any], message: str, kind: str) -> None:
     record = replace(RECORD, **changes)
-    assert check(record, replace(CONFIGURATION, expected_tensor_core=True)) == [f"{record.label}: {message}"]
+    (failure,) = check(record, replace(CONFIGURATION, expected_tensor_core=True))
+    assert failure.message == f"{record.label}: {message}"
+    assert failure.kind == kind
 
 
 def test_no_claim_no_failure() -> None:
@@ -73,7 +87,7 @@ def test_no_claim_no_failure() -> None:
 def test_growth_stops_at_a_tenth(field: str, passes: int, fails: int) -> None:
     assert check(replace(RECORD, **{field: passes}), CONFIGURATION, RECORD) == []
     (failure,) = check(replace(RECORD, **{field: fails}), CONFIGURATION, RECORD)
-    assert failure.endswith(f"grew from {getattr(RECORD, field)} to {fails}, past the budget")
+    assert failure.message.endswith(f"grew from {getattr(RECORD, field)} to {fails}, past the budget")
 
 
 def test_a_small_kernel_may_grow_by_one_register_unit() -> None:
@@ -83,20 +97,26 @@ def test_a_small_kernel_may_grow_by_one_register_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "message", "kind"),
     [
-        ({"tensor_core": {}}, "lost its tensor-core instructions (HGMMA)"),
-        ({"asynchronous_copies": 0}, "lost its 12 asynchronous copies"),
+        ({"tensor_core": {}}, "lost its tensor-core instructions (HGMMA)", "tensor"),
+        ({"asynchronous_copies": 0}, "lost its 12 asynchronous copies", "loop"),
         (
             {"loads": {32: 8, 128: 15}},
             "128-bit loads fell from 16 to 15 while narrower ones rose from 4 to 8",
+            "load",
         ),
-        ({"stores": {64: 2, 128: 7}}, "128-bit stores fell from 8 to 7 while narrower ones rose from 0 to 2"),
+        (
+            {"stores": {64: 2, 128: 7}},
+            "128-bit stores fell from 8 to 7 while narrower ones rose from 0 to 2",
+            "store",
+        ),
     ],
 )
-def test_what_the_stored_record_had_must_stay(changes: dict[str, Any], message: str) -> None:
+def test_what_the_stored_record_had_must_stay(changes: dict[str, Any], message: str, kind: str) -> None:
     record = replace(RECORD, **changes)
-    assert check(record, CONFIGURATION, RECORD) == [f"{record.label}: {message}"]
+    (failure,) = check(record, CONFIGURATION, RECORD)
+    assert failure == (f"{record.label}: {message}", kind)
 
 
 def test_less_unrolling_is_no_loss() -> None:

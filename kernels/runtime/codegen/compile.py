@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 from ..configuration import KernelConfiguration
 from . import sass
 from .hardware import ARCHITECTURES, occupancy
+from .keys import compilation_key
+from .loops import largest_loop
+from .roofline import Turn, turn
 
 WIDE_BITS = 128
 """The widest access that every architecture has (sm_100 can move 256 bits)."""
@@ -16,6 +19,7 @@ class CodegenRecord:
     """What the machine code of one configuration on one architecture shows.
 
     op, name, arch: the room, `KernelConfiguration.name` and the compute capability (90 = 9.0).
+    key: `compilation_key`: another record with the same key has the same figures.
     registers: 32-bit registers per thread.
     stack_bytes, local_loads, local_stores: any of them is a spill; `registers` alone says nothing about it.
     shared_bytes: dynamic shared memory per block.
@@ -25,11 +29,13 @@ class CodegenRecord:
     asynchronous_copies: instructions that copy between global and shared memory without a register.
     tensor_core: count by instruction.
     loads, stores: global accesses by their width in bits per thread.
+    turn: the static roofline's.
     """
 
     op: str
     name: str
     arch: int
+    key: str
     registers: int
     stack_bytes: int
     local_loads: int
@@ -43,6 +49,7 @@ class CodegenRecord:
     tensor_core: dict[str, int]
     loads: dict[int, int]
     stores: dict[int, int]
+    turn: Turn
 
     @property
     def label(self) -> str:
@@ -116,6 +123,7 @@ def describe(
         op=op,
         name=configuration.name,
         arch=arch,
+        key=compilation_key(configuration, arch),
         registers=code.registers,
         stack_bytes=code.stack_bytes,
         local_loads=code.count({"LDL"}).total(),
@@ -123,12 +131,13 @@ def describe(
         shared_bytes=cubin.shared_bytes,
         occupancy=round(resident, 4),
         instructions=len(code.instructions),
-        main_loop_instructions=code.main_loop_instructions,
+        main_loop_instructions=largest_loop(code.instructions),
         special_functions=code.count({"MUFU"}).total(),
         asynchronous_copies=code.count(sass.ASYNCHRONOUS_COPIES).total(),
         tensor_core=dict(sorted(code.count(sass.TENSOR_CORE).items())),
         loads=dict(sorted(code.widths(sass.GLOBAL_LOADS).items())),
         stores=dict(sorted(code.widths(sass.GLOBAL_STORES).items())),
+        turn=turn(code.instructions, arch, configuration.num_warps),
     )
 
 

@@ -52,3 +52,27 @@ def occupancy(arch: int, registers: int, shared_bytes: int, num_warps: int) -> f
 
 def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What one SM does in a clock. README.md has the sources.
+
+    memory_bytes: its share of the memory's bandwidth. cache_bytes: what passes the port between it and the L2 cache.
+    tensor_operations: of half precision, dense, two to a multiply-add. special_functions: values.
+    """
+
+    memory_bytes: float
+    cache_bytes: float
+    tensor_operations: float
+    special_functions: float
+
+
+ISSUED_PER_CLOCK = PARTITIONS
+"""Warp instructions that an SM starts in a clock, one from each partition."""
+THROUGHPUT = {
+    80: Throughput(2039e9 / (108 * 1.41e9), 64, 2048, 16),  # A100 SXM, 80 GB
+    90: Throughput(4.8e12 / (132 * 1.83e9), 64, 4096, 16),  # H200 SXM
+    100: Throughput(8.0e12 / (148 * 1.85e9), 64, 8192, 16),  # B200
+}
+"""By architecture. sm_120 is left out: from the RTX 5050 to the RTX PRO 6000 its memory differs sixfold."""

@@ -1,10 +1,9 @@
-"""Reads a cubin's machine code (SASS): resources, instructions, the largest loop."""
+"""Reads a cubin's machine code (SASS): its resources and its instructions."""
 
 import re
 import struct
 import subprocess
 import tempfile
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 # `/*0210*/   @!P0 LDG.E.128 R8, desc[UR4][R2.64] ;`; some versions note the scheduling before the semicolon,
 # `&req={0,1} ?trans4`.
 _INSTRUCTION = re.compile(
-    r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][A-Z0-9_.]*)([^;&?]*)[^;]*;", re.MULTILINE
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(@!?U?P[0-9T]+\s+)?([A-Z][A-Za-z0-9_.]*)([^;&?]*)[^;]*;", re.MULTILINE
 )
 _TARGET = re.compile(r"(0x[0-9a-f]+)\s*$")
 
@@ -28,7 +27,6 @@ GLOBAL_STORES = {"STG", "ST"}
 ASYNCHRONOUS_COPIES = {"LDGSTS", "UTMALDG", "UTMASTG", "UBLKCP"}
 _WIDTH_BITS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
 _PLAIN_WIDTH_BITS = 32
-_NO_SUCCESSOR = {"EXIT", "RET", "BRX", "JMX"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Instruction:
     opcode: str
     conditional: bool
     target: int | None
+    operands: str = ""
 
     @property
     def base(self) -> str:
@@ -66,11 +65,6 @@ class MachineCode:
         """How many instructions of `bases` move 8, 16, 32, 64, 128 or 256 bits per thread."""
         return Counter(i.width_bits for i in self.instructions if i.base in bases)
 
-    @property
-    def main_loop_instructions(self) -> int:
-        """Instructions of the largest loop, loops inside it included; 0 if there is none."""
-        return _largest_loop(self.instructions)
-
 
 def disassemble(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
     """The machine code of each cubin of one architecture, by the tools that come with Triton.
@@ -81,7 +75,7 @@ def disassemble(cubins: Sequence[bytes], arch: int) -> list[MachineCode]:
 
     texts = [_text_sections(cubin) for cubin in cubins]
     target = f"SM{arch}{'a' if arch >= 90 else ''}"  # as Triton names it to ptxas
-    listing = _run(knobs.nvidia.nvdisasm.path, "--binary", target, data=b"".join(texts))
+    listing = run(knobs.nvidia.nvdisasm.path, "--binary", target, data=b"".join(texts))
     instructions = parse(listing)
     codes = []
     start = 0
@@ -106,6 +100,7 @@ def parse(listing: str) -> list[Instruction]:
             # `BRA.U !UP0, 0x160` carries its condition among the operands.
             conditional=guard is not None or (target is not None and "," in operands),
             target=int(target[1], 16) if target else None,
+            operands=operands.strip(),
         )
         # A branch to itself, then NOPs, fill a section up.
         if opcode != "NOP" and instruction.target != instruction.address:
@@ -117,7 +112,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack per thread."""
     from triton import knobs
 
-    usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", data=cubin)
+    usage = run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", data=cubin)
     found = _RESOURCES.search(usage)
     if found is None:
         raise RuntimeError(f"cuobjdump names no resources: {' '.join(usage.split())}")
@@ -138,7 +133,7 @@ def _text_sections(cubin: bytes) -> bytes:
     )
 
 
-def _run(tool: str, *options: str, data: bytes) -> str:
+def run(tool: str, *options: str, data: bytes) -> str:
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
         finished = subprocess.run([tool, *options, file.name], capture_output=True, text=True, check=False)
@@ -146,41 +141,3 @@ def _run(tool: str, *options: str, data: bytes) -> str:
         message = " ".join((finished.stderr or finished.stdout).split())
         raise RuntimeError(f"{Path(tool).name} failed: {message}")
     return finished.stdout
-
-
-def _largest_loop(instructions: Sequence[Instruction]) -> int:
-    """Size of the largest cycle of the control flow.
-
-    A backward branch alone is no loop: rarely taken code (the wait on a barrier, say) stands behind the
-    kernel and jumps back into straight-line code. A loop is all that its head reaches and that reaches the
-    branch back to it.
-    """
-    addresses = [instruction.address for instruction in instructions]
-    successors: list[list[int]] = [[] for _ in instructions]
-    predecessors: list[list[int]] = [[] for _ in instructions]
-    backward: list[tuple[int, int]] = []
-    for i, instruction in enumerate(instructions):
-        if instruction.target is not None:
-            target = bisect_left(addresses, instruction.target)  # past the padding that it may point to
-            successors[i].append(target)
-            if target <= i:
-                backward.append((i, target))
-        leaves = instruction.target is not None or instruction.base in _NO_SUCCESSOR
-        if instruction.conditional or not leaves:
-            successors[i].append(i + 1)
-        successors[i] = [successor for successor in successors[i] if successor < len(instructions)]
-        for successor in successors[i]:
-            predecessors[successor].append(i)
-    loops = (_reachable(head, successors) & _reachable(tail, predecessors) for tail, head in backward)
-    return max((len(loop) for loop in loops), default=0)
-
-
-def _reachable(start: int, edges: Sequence[Sequence[int]]) -> set[int]:
-    seen = {start}
-    waiting = [start]
-    while waiting:
-        for neighbour in edges[waiting.pop()]:
-            if neighbour not in seen:
-                seen.add(neighbour)
-                waiting.append(neighbour)
-    return seen

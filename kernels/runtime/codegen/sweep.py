@@ -6,17 +6,20 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ..configuration import KernelConfiguration
 from ..rooms import FOLDER, PACKAGE
-from . import sass
+from . import evidence, sass
 from .compile import CodegenRecord, Cubin, compile_cubin, describe
 
-_BATCH = 16  # kernels to one run of the disassembler: its start then costs a tenth of their compilation
+_BATCH = 32  # kernels to one run of the disassembler: its start then costs a thirtieth of their compilation
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,40 @@ def compile_jobs(
     Triton's cache goes to a folder of this call's own, unless TRITON_CACHE_DIR names one: nothing old is
     read, and the home folder may be read-only.
     """
-    batches = _batches(jobs)
+    processes = processes or len(os.sched_getaffinity(0))
+    yield from _in_processes(_compile, _batches(jobs, processes), processes)
+
+
+def find_evidence(failures: Iterable[tuple[Job, str]]) -> dict[tuple[Job, str], list[str]]:
+    """The instructions that show each failure, a job and `Failure.kind`, as lines of text.
+
+    Compiles the jobs once more, as `compile_jobs` does.
+    """
+    by_job: dict[Job, list[str]] = {}
+    for job, kind in failures:
+        if kind not in by_job.setdefault(job, []):
+            by_job[job].append(kind)
+    work = [[(job, tuple(kinds))] for job, kinds in by_job.items()]
+    found = _in_processes(_show, work, len(os.sched_getaffinity(0)))
+    return {(job, kind): lines for (job, _), shown in found for kind, lines in shown.items()}
+
+
+def _in_processes(
+    work: Callable[[list[Item]], list[Result]], batches: list[list[Item]], processes: int
+) -> Iterator[tuple[Item, Result]]:
+    """`work` on each batch, in fresh processes; each item with its result when its batch is done."""
     if not batches:
         return
     with (
         tempfile.TemporaryDirectory(prefix="jepa_fast_codegen_") as cache,
         ProcessPoolExecutor(
-            min(processes or len(os.sched_getaffinity(0)), len(batches)),
+            min(processes, len(batches)),
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
             initargs=(os.environ.get("TRITON_CACHE_DIR", cache),),
         ) as pool,
     ):
-        futures = {pool.submit(_compile, batch): batch for batch in batches}
+        futures = {pool.submit(work, batch): batch for batch in batches}
         try:
             for future in as_completed(futures):
                 yield from zip(futures[future], future.result(), strict=True)
@@ -87,12 +111,14 @@ def compile_jobs(
             pool.shutdown(cancel_futures=True)
 
 
-def _batches(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs of one architecture each, in portions that share a disassembler run."""
+def _batches(jobs: Iterable[Job], processes: int) -> list[list[Job]]:
+    """Jobs of one architecture each, in portions that share a disassembler run and keep all processes busy."""
     by_arch: dict[int, list[Job]] = {}
     for job in jobs:
         by_arch.setdefault(job.arch, []).append(job)
-    return [same[i : i + _BATCH] for same in by_arch.values() for i in range(0, len(same), _BATCH)]
+    longest = max((len(same) for same in by_arch.values()), default=0)
+    size = min(_BATCH, max(1, longest // (2 * processes)))
+    return [same[i : i + size] for same in by_arch.values() for i in range(0, len(same), size)]
 
 
 def _start_worker(cache: str) -> None:
@@ -107,12 +133,29 @@ def _compile(batch: list[Job]) -> list[CodegenRecord | str]:
         try:
             results.append(compile_cubin(configurations(job.module)[job.name], job.arch))
         except Exception as error:  # the compiler's errors have no common base, and the other kernels go on
-            results.append(f"does not compile: {type(error).__name__}: {' '.join(str(error).split())}")
+            results.append(_reason("does not compile", error))
     cubins = [result for result in results if isinstance(result, Cubin)]
     codes = iter(sass.disassemble([cubin.code for cubin in cubins], batch[0].arch)) if cubins else iter(())
     return [
-        describe(configurations(job.module)[job.name], job.arch, job.op, result, next(codes))
-        if isinstance(result, Cubin)
-        else result
+        _describe(job, result, next(codes)) if isinstance(result, Cubin) else result
         for job, result in zip(batch, results, strict=True)
     ]
+
+
+def _describe(job: Job, cubin: Cubin, code: sass.MachineCode) -> CodegenRecord | str:
+    try:
+        return describe(configurations(job.module)[job.name], job.arch, job.op, cubin, code)
+    except ValueError as error:
+        return _reason("cannot be read", error)
+
+
+def _reason(what: str, error: Exception) -> str:
+    return f"{what}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _show(batch: list[tuple[Job, tuple[str, ...]]]) -> list[dict[str, list[str]]]:
+    shown = []
+    for job, kinds in batch:
+        cubin = compile_cubin(configurations(job.module)[job.name], job.arch)
+        shown.append({kind: evidence.excerpt(cubin.code, kind) for kind in kinds})
+    return shown
