@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,10 @@ class Times:
         p10, median, p90 = (float(q) for q in np.quantile(samples, (0.1, 0.5, 0.9)))
         return cls(median, p10, p90, len(samples))
 
+    def per_call(self, calls: int) -> "Times":
+        """Of one call, where a sample held so many."""
+        return Times(self.median / calls, self.p10 / calls, self.p90 / calls, self.count)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -54,6 +58,7 @@ class Comparison:
     verdict: Verdict
     a: Times
     b: Times
+    again: Times
 
     @classmethod
     def of(
@@ -64,10 +69,19 @@ class Comparison:
     ) -> "Comparison":
         """From seconds per round. twins: the same callable's seconds, taken twice in each round."""
         interval, floor = ratio_interval(times_b, times_a), noise_floor(ratio_interval(*twins))
-        verdict = judge(interval, floor)
         return cls(
-            interval.ratio, interval.low, interval.high, floor, verdict, Times.of(times_a), Times.of(times_b)
+            interval.ratio,
+            interval.low,
+            interval.high,
+            floor,
+            judge(interval, floor),
+            *(Times.of(times) for times in (times_a, times_b, twins[1])),
         )
+
+    def per_call(self, calls: int) -> "Comparison":
+        """Where every sample held `calls` calls: the same ratio, with the times of one."""
+        a, b, again = (times.per_call(calls) for times in (self.a, self.b, self.again))
+        return replace(self, a=a, b=b, again=again)
 
     @property
     def spread(self) -> float:
@@ -94,6 +108,7 @@ def compare(
     before_each: Callable[[], object] | None = None,
     device: torch.device | str = "cpu",
     clock: Clock = time.perf_counter_ns,
+    between: Callable[[], object] = lambda: None,
 ) -> Comparison:
     """How many times faster `a` is than the baseline `b`, and whether this machine can tell.
 
@@ -109,6 +124,7 @@ def compare(
     before_each: called before every timed call, outside the time; no call is repeated inside a sample then.
     device: "cpu" times by the wall clock, "cuda" synchronises and times by a pair of events.
     clock: the wall clock, in nanoseconds.
+    between: called between rounds, outside the time.
 
     Raises ValueError for a budget or precision not above 0, fewer than 2 rounds, or no inputs.
     """
@@ -123,7 +139,7 @@ def compare(
 
     device = torch.device(device)
     on_cuda = device.type == "cuda"
-    stopwatch = _cuda_stopwatch(device) if on_cuda else _wall_stopwatch(clock)
+    stopwatch = cuda_stopwatch(device) if on_cuda else _wall_stopwatch(clock)
     started = clock()
 
     def spent() -> float:
@@ -152,6 +168,7 @@ def compare(
         for rounds, (order, arguments) in enumerate(
             zip(orders, itertools.cycle(inputs), strict=False), start=1
         ):
+            between()
             for arm in order:
                 times[arm].append(sample(arms[arm], arguments, repeats))
             last = rounds == MOST_ROUNDS or (rounds >= min_rounds and spent() >= budget_s)
@@ -161,6 +178,18 @@ def compare(
                     break
                 check_at = math.ceil(1.5 * rounds)  # resampling costs milliseconds: not after every round
     return found
+
+
+def measure_alone(call: Call, *, device: torch.device | str = "cpu", budget_s: float = 0.5) -> Times:
+    """Times of one callable by itself, after a warm-up: for what has no peer, such as the machine's own speed."""
+    device = torch.device(device)
+    stopwatch = cuda_stopwatch(device) if device.type == "cuda" else _wall_stopwatch(time.perf_counter_ns)
+    deadline = time.perf_counter() + budget_s
+    stopwatch(call, 1)
+    samples = [stopwatch(call, 1)]
+    while time.perf_counter() < deadline and len(samples) < MOST_ROUNDS:
+        samples.append(stopwatch(call, 1))
+    return Times.of(samples)
 
 
 def _wall_stopwatch(clock: Clock) -> Stopwatch:
@@ -173,7 +202,8 @@ def _wall_stopwatch(clock: Clock) -> Stopwatch:
     return time_call
 
 
-def _cuda_stopwatch(device: torch.device) -> Stopwatch:
+def cuda_stopwatch(device: torch.device) -> Stopwatch:
+    """Device time, by a pair of events round the calls."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def time_call(call: Callable[[], object], repeats: int) -> float:

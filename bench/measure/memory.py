@@ -1,6 +1,8 @@
-"""Peak extra memory of a call, in bytes."""
+"""Peak extra memory of a call, and what it keeps for its backward pass, in bytes."""
 
+import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,62 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
     """
     device = torch.device(device)
     return _peak_on_cuda(call, device) if device.type == "cuda" else _peak_on_cpu(call)
+
+
+def saved_for_backward(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """Most bytes that autograd keeps at once for the backward passes of `call`, beyond what was there before it.
+
+    Storages are counted, each once: what a view keeps alive is all of it. Parameters and inputs were there before.
+    """
+    before = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in gc.get_objects()
+        if issubclass(type(tensor), torch.Tensor) and _has_storage(tensor)
+    }
+    ledger = _Ledger(before)
+    with torch.autograd.graph.saved_tensors_hooks(ledger.pack, _Kept.unpack):
+        call()
+    return ledger.peak
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+
+
+class _Ledger:
+    """What is kept now, by storage, and the most that was."""
+
+    def __init__(self, before: set[int]) -> None:
+        self.before = before
+        self.held = self.peak = 0
+        self.users: Counter[int] = Counter()
+
+    def pack(self, tensor: torch.Tensor) -> "_Kept":
+        key = size = 0
+        if _has_storage(tensor) and tensor.untyped_storage().data_ptr() not in self.before:
+            key, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+        return _Kept(self, tensor, key, size)
+
+    def add(self, key: int, size: int, count: int) -> None:
+        was = self.users[key]
+        self.users[key] += count
+        if key and (was == 0 or self.users[key] == 0):
+            self.held += size * count
+            self.peak = max(self.peak, self.held)
+
+
+class _Kept:
+    """A saved tensor, which leaves the ledger when autograd lets go of it."""
+
+    def __init__(self, ledger: _Ledger, tensor: torch.Tensor, key: int, size: int) -> None:
+        self.ledger, self.tensor, self.key, self.size = ledger, tensor, key, size
+        ledger.add(key, size, 1)
+
+    def unpack(self) -> torch.Tensor:
+        return self.tensor
+
+    def __del__(self) -> None:
+        self.ledger.add(self.key, self.size, -1)
 
 
 def _peak_on_cuda(call: Callable[[], object], device: torch.device) -> int:

@@ -3,15 +3,18 @@
 import datetime as dt
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
+from jepa_fast.bench.measure.ceilings import Ceilings
 from jepa_fast.bench.measure.compare import Comparison, Times
 from jepa_fast.bench.measure.machine import Machine
 from jepa_fast.bench.measure.statistics import Verdict
+from jepa_fast.bench.measure.telemetry import Telemetry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -24,10 +27,14 @@ class Row(msgspec.Struct, kw_only=True):
     device: str
     implementation: str = ""
     baseline: str = ""
+    peer: str = ""
+    """The baseline's name in `--against`."""
     reason: str = ""
 
     time: Times | None = None
     """Seconds of our call."""
+    time_again: Times | None = None
+    """The same from a second series of calls in the same rounds: from these two comes the noise floor."""
     baseline_time: Times | None = None
     ratio: float | None = None
     """Times faster than the baseline: median over the rounds of baseline time over our time."""
@@ -36,12 +43,31 @@ class Row(msgspec.Struct, kw_only=True):
     noise_floor: float | None = None
     """Ratios nearer to 1 than this one occur between our call and itself."""
     verdict: Verdict | None = None
+    timer: Literal["", "wall", "events", "graph", "process"] = ""
+    """wall: the clock. events: CUDA events round eager calls. graph: CUDA events round replays of a graph of calls, on
+    inputs that rotate past the cache. process: by processes of their own."""
+    host_time: Times | None = None
+    """On CUDA: wall seconds that the host takes to issue one call eagerly, not waited for."""
     host_overhead_us: float | None = None
     """Only in rows of the host's cost: our call less its raw launch, microseconds."""
 
     peak_bytes: int | None = None
     """Peak memory of one call beyond what was held before it."""
     baseline_peak_bytes: int | None = None
+    saved_bytes: int | None = None
+    """Most bytes that autograd keeps at once for the backward pass, without what was there before the call."""
+    baseline_saved_bytes: int | None = None
+
+    bytes: int | None = None
+    """What one call has to read and write."""
+    flops: int | None = None
+    """Multiplications and additions of one call."""
+    copy_share: float | None = None
+    """`bytes` over our time, as a share of what a plain copy moves on this machine."""
+    matmul_share: float | None = None
+    """`flops` over our time, as a share of what a large matrix product in this dtype reaches on this machine."""
+    telemetry: Telemetry | None = None
+    """The GPU's clocks, power and temperature while this row was timed."""
 
     error: float | None = None
     """Largest error against the float64 oracle, relative to the oracle's largest value."""
@@ -53,6 +79,7 @@ class Row(msgspec.Struct, kw_only=True):
         return replace(
             self,
             time=found.a,
+            time_again=found.again,
             baseline_time=found.b,
             ratio=found.ratio,
             ratio_low=found.ci_low,
@@ -61,9 +88,24 @@ class Row(msgspec.Struct, kw_only=True):
             verdict=found.verdict,
         )
 
+    def with_shares(self, ceilings: Ceilings) -> "Row":
+        """This row with its shares of the machine's ceilings, as far as bytes and flops are known."""
+        if self.time is None:
+            return self
+        copy, matmul = ceilings.copy_gbs, ceilings.matmul_of(self.dtype)
+        seconds = self.time.median
+        return replace(
+            self,
+            copy_share=self.bytes / seconds / (copy * 1e9) if self.bytes and copy else None,
+            matmul_share=self.flops / seconds / (matmul * 1e12) if self.flops and matmul else None,
+        )
+
 
 class Record(msgspec.Struct, kw_only=True):
-    """The rows of one run. A reader refuses a schema version above its own."""
+    """The rows of one run. A reader refuses a schema version above its own; fields that an older one lacks stay empty.
+
+    Version 2 added time_again, peer, timer, host_time, saved bytes, bytes, flops, shares, telemetry, ceilings, missing.
+    """
 
     schema_version: int = SCHEMA_VERSION
     created: dt.datetime
@@ -72,6 +114,10 @@ class Record(msgspec.Struct, kw_only=True):
     load_average: float | None
     """Programs that ran in the minute before, on average; None where the system does not tell."""
     rows: list[Row]
+    ceilings: Ceilings | None = None
+    """What a copy and a matrix product reach on this machine, measured in the same run."""
+    missing: list[str] = []
+    """Peers and suites that could not run, each with its reason."""
     complete: bool = True
     """False where the run was stopped before its last case."""
 

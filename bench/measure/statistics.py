@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import bootstrap
 
 Verdict = Literal["faster", "slower", "same", "cannot tell"]
 
@@ -35,20 +34,51 @@ def ratio_interval(times_b: Sequence[float], times_a: Sequence[float]) -> Interv
     centre = float(np.median(logs))
     if np.ptp(logs) == 0:  # nothing to resample; scipy would warn of a degenerate distribution
         return Interval(math.exp(centre), math.exp(centre), math.exp(centre))
+    low, high = _bootstrap_bounds(logs)
+    return Interval(math.exp(centre), math.exp(low), math.exp(high))
+
+
+def _bootstrap_bounds(values: np.ndarray) -> tuple[float, float]:
+    """Of the median. Where scipy is not installed, its percentile method by hand: the same up to the random draws."""
+    random = np.random.default_rng(0)
+    try:
+        from scipy.stats import bootstrap
+    except ImportError:
+        resampled = np.median(random.choice(values, (RESAMPLES, len(values))), axis=1)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(resampled, (tail, 1 - tail))
+        return float(low), float(high)
     bounds = bootstrap(
-        (logs,),
+        (values,),
         np.median,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(0),
+        rng=random,
     ).confidence_interval
-    return Interval(math.exp(centre), math.exp(bounds.low), math.exp(bounds.high))
+    return float(bounds.low), float(bounds.high)
 
 
 def noise_floor(again: Interval) -> float:
     """The largest ratio, at least 1, that this interval of a callable against itself does not rule out."""
     return math.exp(max(abs(math.log(again.low)), abs(math.log(again.high))))
+
+
+def judge_change(interval: Interval, floor: float, allowed: float = 0.0) -> Verdict:
+    """The verdict on a new version whose `time_new / time_old` has this interval.
+
+    A change is one only past the noise floor and past 3 %: two processes of the same program differ by more than what
+    one of them sees against itself, as memory and threads are placed anew. allowed: a share on top, for `slower` alone.
+    """
+    least = max(floor, 1 + SAME_WITHIN)
+    if interval.low > max(least, 1 + allowed):
+        return "slower"
+    if interval.high < 1 / least:
+        return "faster"
+    margin = 1 + SAME_WITHIN
+    if floor <= margin and 1 / margin <= interval.low and interval.high <= margin:
+        return "same"
+    return "cannot tell"
 
 
 def judge(interval: Interval, floor: float) -> Verdict:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol, cast
 
 from jepa_fast.bench.measure import Case
+from jepa_fast.bench.measure.names import check_known
 
 
 class Suite(Protocol):
@@ -25,7 +26,6 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Suite:
-    """The suite `name`. Raises ValueError that lists the suites for an unknown name."""
-    if name not in names():
-        raise ValueError(f"suite: expected one of {', '.join(names())}, got {name!r}")
+    """The suite `name`. Raises ValueError that lists the suites for an unknown name, and names the nearest."""
+    check_known("suite", [name], names())
     return cast(Suite, importlib.import_module(f"{__package__}.{name}"))

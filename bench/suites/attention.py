@@ -1,6 +1,5 @@
 """Attention under the masks of every JEPA, at the shapes of the published configurations, forward and backward."""
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jepa_fast
 from jepa_fast import BlockCausal, BlockSparse, Rope3D, Varlen
+from jepa_fast.bench.baselines import attention_peers
 from jepa_fast.bench.baselines.attention import (
     block_causal_mask,
     padding_mask,
@@ -20,6 +19,7 @@ from jepa_fast.bench.baselines.attention import (
     vjepa2_attention,
     vjepa2_positions,
 )
+from jepa_fast.bench.baselines.attention_peers import by_head
 from jepa_fast.bench.measure import Case, ErrorCheck, Trial, check_error
 
 GRID = 16  # of patches, 256 px
@@ -163,13 +163,39 @@ def _build(shape: Shape, dtype: torch.dtype, device: torch.device) -> Trial:
         positions = vjepa2_positions(token_ids(shape.batch, shape.tokens, random).to(device), GRID, GRID)
         rope = Rope3D(torch.stack(positions, dim=-1), pairing=shape.rope)
     problem = Problem(query, key, value, upstream, mask, rope, shape.backward)
+    peers = {} if positions is not None else dict(_peers(shape, problem, lengths))
     baselines = dict(_baselines(shape, problem, lengths, positions))
+    if device.type == "cuda":
+        baselines |= {
+            name: peer for name, peer in peers.items() if shape.mask == "steps" or name != "FlexAttention"
+        }
     return Trial(
+        flops=_flops(shape, lengths, mask),
+        bytes=_bytes(shape, lengths, dtype),
         ours=partial(_ours, problem),
         check=partial(_check, problem, shape, lengths),
         implementation=jepa_fast.explain("attention", query, key, value, mask=mask, rope=rope).chosen,
         baselines=baselines,
+        on_request=peers,
     )
+
+
+def _flops(
+    shape: Shape, lengths: Sequence[int], mask: Varlen | BlockCausal | BlockSparse | None
+) -> int | None:
+    """Of the products over the pairs that the mask leaves: two forward, five backward, 2 * dim each."""
+    pairs = sum(length * length for length in lengths)
+    if shape.mask == "blocks":
+        return None  # which blocks are visited is the kernel's choice
+    if isinstance(mask, BlockCausal):
+        step = torch.arange(shape.tokens) // shape.step
+        pairs = shape.batch * int(((step + 1) * shape.step).clamp_max(shape.tokens).sum())
+    return pairs * shape.heads * shape.dim * 2 * (7 if shape.backward else 2)
+
+
+def _bytes(shape: Shape, lengths: Sequence[int], dtype: torch.dtype) -> int:
+    """Each tensor once: q, k, v and output forward; backward all of them, the output's gradient and three gradients."""
+    return sum(lengths) * shape.heads * shape.dim * dtype.itemsize * (4 + (8 if shape.backward else 0))
 
 
 def _run(problem: Problem, attention: Callable[..., Tensor], **options: Any) -> Outputs:
@@ -190,11 +216,6 @@ def _ours(problem: Problem, implementation: str = "auto") -> Outputs:
     )
 
 
-def _by_head(attention: Callable[..., Tensor], *tensors: Tensor, **options: Any) -> Tensor:
-    """`attention` of `[B, H, N, D]` on `[B, N, H, D]`."""
-    return attention(*(x.transpose(1, 2) for x in tensors), **options).transpose(1, 2)
-
-
 def _baselines(
     shape: Shape, problem: Problem, lengths: Sequence[int], positions: list[Tensor] | None
 ) -> Iterator[tuple[str, Callable[[], Outputs]]]:
@@ -210,11 +231,11 @@ def _baselines(
         yield from _padded(problem, lengths)
     elif positions is not None:
         # The published passes over masked clips repeat ids over heads before they take positions from them.
-        by_head = [p[:, None].expand(-1, shape.heads, -1).contiguous() for p in positions]
+        repeated = [p[:, None].expand(-1, shape.heads, -1).contiguous() for p in positions]
         if shape.rope == "tiled":
             yield (
                 "V-JEPA 2 eager",
-                partial(_run, problem, partial(_by_head, vjepa2_attention), positions=by_head, mask=dense),
+                partial(_run, problem, partial(by_head, vjepa2_attention), positions=repeated, mask=dense),
             )
         else:
             yield (
@@ -222,30 +243,23 @@ def _baselines(
                 partial(
                     _run,
                     problem,
-                    partial(_by_head, partial(vjepa2_attention, interleaved=True)),
-                    positions=by_head,
+                    partial(by_head, partial(vjepa2_attention, interleaved=True)),
+                    positions=repeated,
                 ),
             )
     else:
-        sdpa = partial(_by_head, F.scaled_dot_product_attention, attn_mask=dense)
+        sdpa = partial(by_head, F.scaled_dot_product_attention, attn_mask=dense)
         yield "SDPA" if dense is None else "SDPA, dense mask", partial(_run, problem, sdpa)
         if shape.name.startswith("I-JEPA"):
-            yield "I-JEPA eager", partial(_run, problem, partial(_by_head, softmax_attention))
-    if device.type == "cuda" and positions is None:
-        yield from _peers(shape, problem, lengths)
-    elif device.type == "cuda":
+            yield "I-JEPA eager", partial(_run, problem, partial(by_head, softmax_attention))
+    if device.type == "cuda" and positions is not None:
         # What fuses the published rotation best: the compiler. The attention is SDPA's still.
         compiled = torch.compile(partial(vjepa2_attention, interleaved=shape.rope == "interleaved"))
         one = [p[:, None] for p in positions or ()]
         yield (
             "V-JEPA 2 compiled",
-            partial(_run, problem, partial(_by_head, compiled), positions=one, mask=dense),
+            partial(_run, problem, partial(by_head, compiled), positions=one, mask=dense),
         )
-
-
-def _sdpa_by(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    with sdpa_kernel(backend):
-        return F.scaled_dot_product_attention(query, key, value)
 
 
 def _padded(problem: Problem, lengths: Sequence[int]) -> Iterator[tuple[str, Callable[[], Outputs]]]:
@@ -257,65 +271,27 @@ def _padded(problem: Problem, lengths: Sequence[int]) -> Iterator[tuple[str, Cal
 
     query, key, value = (pad(x).requires_grad_() for x in (problem.query, problem.key, problem.value))
     padded = Problem(query, key, value, pad(problem.upstream), None, None, problem.backward)
-    sdpa = partial(_by_head, F.scaled_dot_product_attention, attn_mask=padding_mask(lengths, longest, device))
+    sdpa = partial(by_head, F.scaled_dot_product_attention, attn_mask=padding_mask(lengths, longest, device))
     yield "SDPA, padded", partial(_run, padded, sdpa)
 
 
 def _peers(
     shape: Shape, problem: Problem, lengths: Sequence[int]
 ) -> Iterator[tuple[str, Callable[[], Outputs]]]:
-    """What else is installed on a CUDA machine."""
-    if shape.mask == "steps":
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        block_mask = create_block_mask(
-            lambda b, h, q, k: q // shape.step >= k // shape.step, None, None, shape.tokens, shape.tokens
-        )
-        flex = partial(_by_head, torch.compile(flex_attention), block_mask=block_mask)
-        yield "FlexAttention", partial(_run, problem, flex)
+    """What other libraries offer; on a processor that is PyTorch's own, and only on request."""
+    device, mask = problem.query.device, problem.mask
+    found: list[tuple[str, attention_peers.Attention]] = []
     if shape.mask == "none":
-        for backend in (
-            SDPBackend.FLASH_ATTENTION,
-            SDPBackend.EFFICIENT_ATTENTION,
-            SDPBackend.CUDNN_ATTENTION,
-        ):
-            name = backend.name.removesuffix("_ATTENTION").lower()
-            yield f"SDPA {name}", partial(_run, problem, partial(_by_head, partial(_sdpa_by, backend)))
-    if isinstance(problem.mask, Varlen) and importlib.util.find_spec("torch.nn.attention.varlen"):
-        from torch.nn.attention.varlen import varlen_attn
-
-        offsets, longest = problem.mask.cu_seqlens_q, problem.mask.max_seqlen_q
-        varlen: Callable[..., Any] = varlen_attn
-        torch_varlen = partial(varlen, cu_seq_q=offsets, cu_seq_k=offsets, max_q=longest, max_k=longest)
-        yield "torch varlen", partial(_run, problem, torch_varlen)
-    if importlib.util.find_spec("flash_attn"):
-        import flash_attn
-
-        if isinstance(problem.mask, Varlen):
-            offsets, longest = problem.mask.cu_seqlens_q, problem.mask.max_seqlen_q
-            packed = partial(
-                flash_attn.flash_attn_varlen_func,
-                cu_seqlens_q=offsets,
-                cu_seqlens_k=offsets,
-                max_seqlen_q=longest,
-                max_seqlen_k=longest,
-            )
-            yield "flash-attn varlen", partial(_run, problem, packed)
-        elif problem.mask is None:
-            yield "flash-attn", partial(_run, problem, flash_attn.flash_attn_func)
-    if importlib.util.find_spec("xformers"):
-        from xformers import ops
-
-        if isinstance(problem.mask, Varlen):
-            bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(lengths))
-
-            def block_diagonal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-                one = [x.unsqueeze(0) for x in (query, key, value)]
-                return ops.memory_efficient_attention(*one, attn_bias=bias)[0]
-
-            yield "xformers", partial(_run, problem, block_diagonal)
-        elif problem.mask is None:
-            yield "xformers", partial(_run, problem, ops.memory_efficient_attention)
+        found += attention_peers.sdpa_backends(device)
+    if shape.mask in ("none", "steps"):
+        step = shape.step if shape.mask == "steps" else None
+        found += attention_peers.flex(shape.tokens, step, device)
+    if device.type == "cuda" and isinstance(mask, Varlen):
+        found += attention_peers.packed(mask, lengths)
+    if device.type == "cuda" and mask is None:
+        found += attention_peers.unmasked()
+    for name, attention in found:
+        yield name, partial(_run, problem, attention)
 
 
 def _check(problem: Problem, shape: Shape, lengths: Sequence[int]) -> ErrorCheck:

@@ -1,9 +1,10 @@
 """`jepa-fast bench`: every op against its published baseline, as far as this machine can tell."""
 
 import datetime as dt
+import importlib.util
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from jepa_fast.bench.measure import Case, Row
+    from jepa_fast.bench.measure import Case, Record, Row
+    from jepa_fast.bench.measure.ceilings import Ceilings
+    from jepa_fast.bench.measure.telemetry import Sampler
 
 BUDGET_S = 4.0  # of one comparison; --quick takes a quarter
+CEILINGS_S = 0.4  # of each of three measurements
 BUSY_SHARE = 0.5  # of the cores: from there on a parallel op waits for cores that others hold
 
 
@@ -39,6 +43,11 @@ class Bench:
         tyro.conf.arg(metavar="[SUITE ...]", help_behavior_hint="(default: all)"),
     ] = ()
     """Suites to run."""
+    against: Annotated[
+        str, tyro.conf.arg(metavar="PEER,...", help_behavior_hint="(default: those that each suite chose)")
+    ] = ""
+    """Peers to run, by name: eager,compile,sdpa,flex,flash-attn,xformers,... (bench/README.md has all).
+    compile is offered by every case, and takes its compilation's time."""
     quick: bool = False
     """Fewer cases and a quarter of the time for each."""
     budget: Annotated[
@@ -54,6 +63,10 @@ class Bench:
     """Write a record of the run to --results."""
     results: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("bench/results")
     """Folder of the records."""
+    export: Literal["pytest-benchmark", "github-action-benchmark", "test-infra-v3"] | None = None
+    """Write the run to --output in that form, too (`jepa-fast export` does so for a record)."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File for --export."""
 
 
 def run(config: Bench) -> int:
@@ -61,28 +74,46 @@ def run(config: Bench) -> int:
     try:
         from jepa_fast.bench import suites
         from jepa_fast.bench.measure import Record, fingerprint, load_average, save_record
+        from jepa_fast.bench.measure.ceilings import measure_ceilings
+        from jepa_fast.bench.measure.names import check_known
+        from jepa_fast.bench.measure.peers import GROUPS, NAMES, expanded, missing
+        from jepa_fast.bench.measure.telemetry import open_sampler
+        from jepa_fast.bench.report.export import write_export
         from jepa_fast.bench.report.terminal import make_console, tables
         from jepa_fast.training.setup import choose_device
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed; `pip install 'jepa-fast[bench]'` brings it"
         ) from None
-    known = suites.names()
-    for name in config.suites:
-        if name not in known:
-            raise UsageError(f"suite: expected some of {', '.join(known)}, got {name}")
+    check_known("suite", config.suites, suites.names())
+    against = [name.strip() for name in config.against.split(",") if name.strip()]
+    check_known("--against", against, {*NAMES, *GROUPS})
     if config.budget is not None and not config.budget > 0:
         raise UsageError(f"--budget: expected seconds above 0, got {config.budget:g}")
+    if (config.export is None) != (config.output is None):
+        raise UsageError("--export and --output: expected both or neither")
     device = choose_device(config.device)
     if config.save:
-        _check_writable(config.results)
+        _check_writable("--results", config.results)
+    if config.output is not None:
+        _check_writable("--output", config.output.absolute().parent)
 
-    chosen = [
-        (name, case)
-        for name in config.suites or known
-        for case in suites.load(name).cases()
-        if (case.quick or not config.quick) and (device.type == "cuda" or not case.needs_cuda)
-    ]
+    peers = expanded(against)
+    left_out: list[str] = []
+    chosen = []
+    for name in config.suites or suites.names():
+        try:
+            cases = list(suites.load(name).cases())
+        except ModuleNotFoundError as error:
+            left_out.append(
+                f"suite {name}: {error.name} is not installed; `pip install 'jepa-fast[bench]'` brings it"
+            )
+            continue
+        chosen += [
+            (name, case)
+            for case in cases
+            if (case.quick or not config.quick) and (device.type == "cuda" or not case.needs_cuda)
+        ]
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
     machine, load = fingerprint(), load_average()
@@ -93,32 +124,59 @@ def run(config: Bench) -> int:
             style="yellow",
             highlight=False,
         )
+    sampler = open_sampler(device)
+    if isinstance(sampler, str) and device.type == "cuda":
+        left_out.append(sampler)
+    if importlib.util.find_spec("scipy") is None:
+        left_out.append(
+            "scipy is not installed: intervals are resampled without it; `pip install scipy` adds it"
+        )
     record = Record(
         created=dt.datetime.now(dt.UTC),
         command=shlex.join(["jepa-fast", *sys.argv[1:]]),
         machine=machine,
         load_average=load,
         rows=[],
+        ceilings=measure_ceilings(device, CEILINGS_S) if chosen else None,
         complete=False,
     )
     save = partial(save_record, record, config.results) if config.save else lambda: None
     try:
-        for rows in _run_cases(chosen, device, budget, console):
+        for rows in _run_cases(
+            chosen,
+            device,
+            budget,
+            console,
+            peers,
+            record.ceilings,
+            None if isinstance(sampler, str) else sampler,
+        ):
             record.rows += rows
             save()
         record.complete = True
     finally:  # also when it is interrupted: what was measured is shown and kept
+        record.missing = left_out + missing(peers, {row.peer for row in record.rows}, device)
         for table in tables(record.rows, console.width):
             console.print(table)
+        _print_notes(record, console, quick=config.quick, asked=against)
         path = save()
         if path is not None:
             what = "saved" if record.complete else "stopped; what was measured is saved"
             console.print(f"{what} to {path}", highlight=False, soft_wrap=True)
+        if config.export is not None and config.output is not None:
+            write_export(record, config.export, config.output)
+            console.print(f"{config.export}: {config.output}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _run_cases(
-    chosen: "list[tuple[str, Case]]", device: "torch.device", budget: float, console: "Console"
+    chosen: "list[tuple[str, Case]]",
+    device: "torch.device",
+    budget: float,
+    console: "Console",
+    against: Sequence[str],
+    ceilings: "Ceilings | None",
+    sampler: "Sampler | None",
 ) -> "Iterator[list[Row]]":
     """The rows of each case as they come."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -130,11 +188,39 @@ def _run_cases(
         task = progress.add_task("", total=len(chosen))
         for suite, case in chosen:
             progress.update(task, description=f"{suite}: {case.shape} {case.dtype}")
-            yield run_case(case, suite=suite, device=device, budget_s=budget)
+            yield run_case(
+                case,
+                suite=suite,
+                device=device,
+                budget_s=budget,
+                against=against,
+                ceilings=ceilings,
+                sampler=sampler,
+            )
             progress.advance(task)
 
 
-def _check_writable(folder: Path) -> None:
+def _print_notes(record: "Record", console: "Console", *, quick: bool, asked: list[str]) -> None:
+    """The machine's ceilings, and what could not run or was left out."""
+    lines = []
+    if record.ceilings is not None:
+        products = ", ".join(
+            f"{name} {1e3 * value:.3g}" for name, value in record.ceilings.matmul_tflops.items()
+        )
+        lines.append(
+            f"this machine copies {record.ceilings.copy_gbs:.3g} GB/s and multiplies matrices at {products} GFLOP/s: "
+            "the shares are of these"
+        )
+    if not asked:
+        more = "" if quick else "; some suites have it already"
+        lines.append(f"torch.compile of the published formulations: --against eager,compile{more}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in record.missing:
+        console.print(f"not there: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
+
+
+def _check_writable(option: str, folder: Path) -> None:
     """Before minutes of measuring rather than after them."""
     import tempfile
 
@@ -143,4 +229,4 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(f"--results: {folder} cannot be written: {error.strerror}") from None
+        raise UsageError(f"{option}: {folder} cannot be written: {error.strerror}") from None

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jepa_fast.commands import bench, codegen, doctor, train
+from jepa_fast.commands import bench, codegen, compare, doctor, export, train
 from jepa_fast.commands.errors import UsageError
 
 DESCRIPTION = """Accelerated training of joint-embedding predictive architectures (JEPA).
@@ -28,6 +28,8 @@ With JEPA_FAST_DEBUG=1 in the environment an error shows where it comes from."""
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
     "bench": (bench.Bench, bench.run),
+    "compare": (compare.Compare, compare.run),
+    "export": (export.Export, export.run),
     "codegen": (codegen.Codegen, codegen.run),
     "doctor": (doctor.Doctor, doctor.run),
 }

@@ -81,7 +81,7 @@ def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
     values["schema_version"] = SCHEMA_VERSION + 1
     values["rows"] = "in some later form"
     path.write_bytes(msgspec.json.encode(values))
-    with pytest.raises(ValueError, match=r"expected a record of schema version 1 or older, got 2"):
+    with pytest.raises(ValueError, match=r"expected a record of schema version 2 or older, got 3"):
         load_record(path)
 
 
