@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,26 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from jepa_fast.data import CropDataset, EpochBatches, normalize, stream_seed
-from jepa_fast.masks import Masks, MultiBlockMasks
+from jepa_fast.masks import MultiBlockMasks
 from jepa_fast.training import schedules, setup
 from jepa_fast.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.log import NonFiniteLossError, StepRecord, TrainingLog
-from jepa_fast.training.step import IJEPAStep
+from jepa_fast.training.step import IJEPAStep, TrainingStep
 
 __all__ = ["NonFiniteLossError", "StepFactory", "TrainConfig", "TrainResult", "TrainingStep", "train"]
-
-
-class TrainingStep(Protocol):
-    """What the loop asks of `IJEPAStep`, and of a baseline in its place."""
-
-    def step(
-        self, pixels: Tensor, masks: Masks, *, lr: float, weight_decay: float, momentum: float
-    ) -> Tensor: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 StepFactory = Callable[..., TrainingStep]  # called as factory(model, precision=...)
