@@ -32,6 +32,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "doctor": (doctor.Doctor, doctor.run),
 }
 
+# Where the defaults of a command come from, if not from its dataclass.
+DEFAULTS: dict[str, Callable[[Sequence[str]], Any]] = {"train": train.from_file}
+
 BAD_USAGE = 2  # as tyro exits
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
@@ -77,7 +80,9 @@ def _run(argv: list[str]) -> int:
         _overview(argv)
     arguments, run = COMMANDS[argv[0]]
     try:
-        return run(_parse(arguments, argv[1:], f"jepa-fast {argv[0]}", inspect.getdoc(arguments) or ""))
+        default = DEFAULTS[argv[0]](argv[1:]) if argv[0] in DEFAULTS else None
+        description = inspect.getdoc(arguments) or ""
+        return run(_parse(arguments, argv[1:], f"jepa-fast {argv[0]}", description, default))
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -97,7 +102,7 @@ def _overview(argv: list[str]) -> None:
     _parse(functools.reduce(operator.or_, forms), argv, "jepa-fast", DESCRIPTION)
 
 
-def _parse(form: Any, argv: list[str], prog: str, description: str) -> Any:
+def _parse(form: Any, argv: list[str], prog: str, description: str, default: Any = None) -> Any:
     # tyro joins lines that start with a letter and leaves the wrapping to the terminal, which breaks words.
     wrap = textwrap.TextWrapper(
         shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  "
@@ -107,7 +112,8 @@ def _parse(form: Any, argv: list[str], prog: str, description: str) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config)
+            options = {} if default is None else {"default": default}
+            return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config, **options)
     except SystemExit as stop:
         if stop.code == BAD_USAGE:
             _fail(f"error: {_unboxed(complaint.getvalue())} ({prog} --help)", BAD_USAGE)

@@ -3,7 +3,7 @@
     source = open_source("photos", short_side=256)
     kinds = [View(224)]                                   # one random crop of each picture
     batch = StepBatches(source, 16, kinds)[0]             # uint8, with the numbers of the crops; made by a worker
-    (pixels,) = batch.to(device).views(kinds)             # cropped and normalised there, float32 [16, 1, 1, 3, 224, 224]
+    (pixels,) = batch.to(device).views(kinds)             # cropped there, float32 [16, 1, 1, 3, 224, 224]
 
 Needs the project's `data` extra (Pillow, PyAV and the package that carries the sample clips).
 """

@@ -30,7 +30,7 @@ class ArraySource(Source):
 
     def __init__(self, path: Path, *, label: str | None = None) -> None:
         arrays = _load(path)
-        self.pictures = arrays["images"] if "images" in arrays else None
+        self.pictures = arrays.get("images")
         self._parts: list[tuple[str, np.ndarray, np.ndarray]] = []
         if self.pictures is None:
             self._parts = [

@@ -137,9 +137,11 @@ def _recolour(crops: Tensor, parameters: Tensor) -> Tensor:
 
 
 def least_edge(kinds: Sequence[View]) -> float:
-    """The short edge that the smallest crop needs, as a share of what its view's size is: a picture whose short side
-    is max(size / edge) never has to be enlarged."""
-    return max(
-        kind.size / (kind.scale[0] * min(kind.aspect_ratio[0], 1 / kind.aspect_ratio[1])) ** 0.5
-        for kind in kinds
-    )
+    """The short side of a picture from which no crop has to be enlarged."""
+
+    def share(kind: View) -> float:
+        """Of a picture's short side, the shortest edge of a crop."""
+        low, high = kind.aspect_ratio
+        return (kind.scale[0] * min(low, 1 / high)) ** 0.5
+
+    return max(kind.size / share(kind) for kind in kinds)
