@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jepa_fast.commands import bench, codegen, doctor, train
+from jepa_fast.commands import bench, codegen, doctor, probe, train
 from jepa_fast.commands.errors import UsageError
 
 DESCRIPTION = """Accelerated training of joint-embedding predictive architectures (JEPA).
@@ -27,6 +27,7 @@ With JEPA_FAST_DEBUG=1 in the environment an error shows where it comes from."""
 # A command is a dataclass, whose fields are its arguments, and a function from it to the exit code.
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
+    "probe": (probe.Probe, probe.run),
     "bench": (bench.Bench, bench.run),
     "codegen": (codegen.Codegen, codegen.run),
     "doctor": (doctor.Doctor, doctor.run),
