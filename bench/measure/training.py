@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jepa_fast.bench.measure.float32 import full_float32
 from jepa_fast.masks import Masks
-from jepa_fast.training.loop import TrainingStep
+from jepa_fast.training.step import TrainingStep
 
 
 class Batch(NamedTuple):

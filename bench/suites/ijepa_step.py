@@ -13,8 +13,7 @@ from jepa_fast.bench.measure.agreement import agreement
 from jepa_fast.bench.measure.training import Batch, Contestant, Hyperparameters, train_side_by_side
 from jepa_fast.masks import MultiBlockMasks
 from jepa_fast.models import IJEPA
-from jepa_fast.training.loop import TrainingStep
-from jepa_fast.training.step import IJEPAStep, Precision
+from jepa_fast.training.step import IJEPAStep, Precision, TrainingStep
 
 MODEL = "ijepa_vits8_128"
 BATCH_SIZE = 16

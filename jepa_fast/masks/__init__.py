@@ -1,5 +1,17 @@
 """Mask samplers."""
 
-from .multiblock import Masks, MultiBlockMasks
+from .indices import Masks, MaskSets, Ragged, RaggedMasks
+from .multiblock import MultiBlockMasks
+from .tubes import IMAGE_SETS, PUBLISHED_SETS, TubeMasks, TubeSet
 
-__all__ = ["Masks", "MultiBlockMasks"]
+__all__ = [
+    "IMAGE_SETS",
+    "PUBLISHED_SETS",
+    "MaskSets",
+    "Masks",
+    "MultiBlockMasks",
+    "Ragged",
+    "RaggedMasks",
+    "TubeMasks",
+    "TubeSet",
+]

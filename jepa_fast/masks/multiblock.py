@@ -4,11 +4,14 @@ import functools
 import logging
 import math
 import operator
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator
+
+from .draws import integers
+from .indices import Masks, Ragged, RaggedMasks, cut
 
 logger = logging.getLogger(__name__)
 
@@ -16,16 +19,6 @@ TRIES_PER_RELAXATION = 20
 SIZE_CHECKS = 1024  # draws of the block sizes that the constructor tries
 
 Size = tuple[int, int]  # rows and columns of a block
-
-
-class Masks(NamedTuple):
-    """Patch indices, int64; mask-major rows (row = mask * batch_size + sample), ascending within a row."""
-
-    context: Tensor  # [num_context * B, Nc]
-    target: Tensor  # [num_targets * B, Np]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Masks":
-        return Masks(*(index.to(device, non_blocking=non_blocking) for index in self))
 
 
 class MultiBlockMasks:
@@ -50,6 +43,7 @@ class MultiBlockMasks:
         min_keep: a row keeps more than so many patches before the cut.
         allow_overlap: context blocks keep the patches of the targets.
         fixed: the corrected range of sizes and positions.
+        ragged: return rows of different lengths instead of cutting them.
 
     Raises:
         ValueError: an argument out of its range, or block sizes that leave no valid mask on this grid.
@@ -67,13 +61,14 @@ class MultiBlockMasks:
         min_keep: int = 10,
         allow_overlap: bool = False,
         fixed: bool = False,
+        ragged: bool = False,
     ) -> None:
         self.rows, self.columns = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
         if min(self.rows, self.columns) < 1:
             raise ValueError(f"grid_size: expected at least 1 patch per side, got {grid_size}")
-        _check_range("context_scale", context_scale, 1.0)
-        _check_range("target_scale", target_scale, 1.0)
-        _check_range("aspect_ratio", aspect_ratio, math.inf)
+        check_range("context_scale", context_scale, 1.0)
+        check_range("target_scale", target_scale, 1.0)
+        check_range("aspect_ratio", aspect_ratio, math.inf)
         for name, value, least in (
             ("num_context", num_context, 1),
             ("num_targets", num_targets, 1),
@@ -89,11 +84,14 @@ class MultiBlockMasks:
         self.min_keep = min_keep
         self.allow_overlap = allow_overlap
         self.fixed = fixed
+        self.ragged = ragged
         for draw in range(SIZE_CHECKS):
             self._target_size(draw / SIZE_CHECKS)
             self._context_size(draw / SIZE_CHECKS)
 
-    def sample(self, batch_size: int, step: int, generator: Generator | None = None) -> Masks:
+    def sample(
+        self, batch_size: int, step: int, generator: Generator | None = None
+    ) -> Any:  # Masks, or RaggedMasks if the sampler is ragged
         """Draws the masks of one batch.
 
         Args:
@@ -102,7 +100,7 @@ class MultiBlockMasks:
             generator: source of the positions; None is the global generator of torch, as published.
 
         Returns:
-            `Masks(context [num_context * B, Nc], target [num_targets * B, Np])`.
+            `Masks(context [num_context * B, Nc], target [num_targets * B, Np])`, or `RaggedMasks` of so many rows.
 
         Raises:
             ValueError: `batch_size` below 1, or a negative `step`.
@@ -115,6 +113,48 @@ class MultiBlockMasks:
         target_size = self._target_size(torch.rand(1, generator=size_generator).item())
         context_size = self._context_size(torch.rand(1, generator=size_generator).item())
 
+        source = torch.default_generator if generator is None else generator
+        before = source.get_state()
+        drawn = self._sample_all(batch_size, target_size, context_size, source)
+        if drawn is None:  # some context has to be drawn again, before the next image draws anything
+            source.set_state(before)
+            drawn = self._sample_one_by_one(batch_size, target_size, context_size, source)
+        context, target = (kept.transpose(1, 0, 2).reshape(-1, kept.shape[2]) for kept in drawn)
+        if self.ragged:
+            return RaggedMasks(Ragged.of(context), Ragged.of(target))
+        return Masks(cut(context), cut(target))
+
+    def _sample_all(
+        self, batch_size: int, target_size: Size, context_size: Size, generator: Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """bool [B, num_context, N] and [B, num_targets, N]; None if a context keeps too little."""
+        ends = [end for size in self._sizes(target_size, context_size) for end in self._ends(size)]
+        drawn = integers(np.tile(ends, batch_size), generator).reshape(batch_size, -1, 2)
+        target = self._blocks(drawn[:, : self.num_targets], target_size)
+        context = self._blocks(drawn[:, self.num_targets :], context_size)
+        if not self.allow_overlap:
+            context &= ~target.any(axis=1, keepdims=True)
+            if int(context.sum(axis=2).min()) <= self.min_keep:
+                return None
+        return context, target
+
+    def _sizes(self, target_size: Size, context_size: Size) -> list[Size]:
+        """Of the blocks of an image in the order of their draws."""
+        return [target_size] * self.num_targets + [context_size] * self.num_context
+
+    def _blocks(self, corners: np.ndarray, size: Size) -> np.ndarray:
+        """Corners [B, M, 2] to bool [B, M, N]."""
+        spans = []
+        for axis, (length, side) in enumerate(zip(size, (self.rows, self.columns), strict=True)):
+            places, begin = np.arange(side), corners[..., axis, None]
+            spans.append((places >= begin) & (places < begin + length))
+        kept = spans[0][..., :, None] & spans[1][..., None, :]
+        return kept.reshape(*corners.shape[:2], -1)
+
+    def _sample_one_by_one(
+        self, batch_size: int, target_size: Size, context_size: Size, generator: Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_sample_all`, with as many draws of a context as it takes."""
         targets: list[list[int]] = []
         contexts: list[list[int]] = []
         for _ in range(batch_size):
@@ -123,7 +163,7 @@ class MultiBlockMasks:
             contexts.append(
                 [self._place_outside(avoided, context_size, generator) for _ in range(self.num_context)]
             )
-        return Masks(self._collate(contexts), self._collate(targets))
+        return self._unpack(contexts), self._unpack(targets)
 
     def _target_size(self, draw: float) -> Size:
         return self._size("target_scale", draw, self.target_scale, self.aspect_ratio)
@@ -147,15 +187,18 @@ class MultiBlockMasks:
             )
         return height, width
 
+    def _ends(self, size: Size) -> tuple[int, int]:
+        """Exclusive ends of the positions of a block; the published ones leave out the last."""
+        return self.rows - size[0] + self.fixed, self.columns - size[1] + self.fixed
+
     # From here on a mask is a Python integer, whose bit number row * columns + column stands for that patch.
 
-    def _place(self, size: Size, generator: Generator | None) -> int:
+    def _place(self, size: Size, generator: Generator) -> int:
         height, width = size
-        ends = (self.rows - height, self.columns - width)  # exclusive, as published
-        top, left = (int(torch.randint(end + self.fixed, (1,), generator=generator)) for end in ends)
+        top, left = (int(torch.randint(end, (1,), generator=generator)) for end in self._ends(size))
         return _rectangle(height, width, self.columns) << (top * self.columns + left)
 
-    def _place_outside(self, targets: list[int], size: Size, generator: Generator | None) -> int:
+    def _place_outside(self, targets: list[int], size: Size, generator: Generator) -> int:
         tries = 0
         while True:  # ends: with no target left to avoid, every block keeps more than min_keep
             relaxed = tries // TRIES_PER_RELAXATION
@@ -167,15 +210,13 @@ class MultiBlockMasks:
                 return mask
             tries += 1
 
-    def _collate(self, masks: list[list[int]]) -> Tensor:
-        """[B][M] masks to their M * B rows of lowest indices, as many in each as the smallest mask has."""
-        flat = [mask for masks_of_one_index in zip(*masks, strict=True) for mask in masks_of_one_index]
-        num_bytes = -(-self.rows * self.columns // 8)
-        packed = np.frombuffer(b"".join(mask.to_bytes(num_bytes, "little") for mask in flat), np.uint8)
-        bits = np.unpackbits(packed.reshape(len(flat), num_bytes), axis=1, bitorder="little")
-        length = int(bits.sum(axis=1).min())
-        kept = bits & (bits.cumsum(axis=1) <= length)
-        return torch.from_numpy(np.nonzero(kept)[1].reshape(len(flat), length))
+    def _unpack(self, masks: list[list[int]]) -> np.ndarray:
+        """[B][M] masks to bool [B, M, N]."""
+        num_patches = self.rows * self.columns
+        num_bytes = -(-num_patches // 8)
+        data = b"".join(mask.to_bytes(num_bytes, "little") for of_image in masks for mask in of_image)
+        packed = np.frombuffer(data, np.uint8).reshape(len(masks), -1, num_bytes)
+        return np.unpackbits(packed, axis=2, bitorder="little")[..., :num_patches].astype(bool)
 
 
 @functools.lru_cache(maxsize=64)
@@ -185,7 +226,7 @@ def _rectangle(height: int, width: int, columns: int) -> int:
     return sum(row << i * columns for i in range(height))
 
 
-def _check_range(name: str, limits: tuple[float, float], highest: float) -> None:
+def check_range(name: str, limits: tuple[float, float], highest: float) -> None:
     low, high = limits
     if not 0 < low <= high <= highest:
         accepted = "0 < low <= high" + (f" <= {highest:g}" if highest < math.inf else "")

@@ -1,12 +1,18 @@
 """Multi-head self-attention."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jepa_fast.kernels.attention.api import masked_attention
+from jepa_fast.kernels.attention.masks import Mask
+from jepa_fast.kernels.rope.positions import Rope3D
+
+from .fused import FusedModule
 from .layers import Linear
 
 
@@ -56,7 +62,19 @@ def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
 
 
-class Attention(nn.Module):
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What attention has to know of the tokens of a stream `[B, N, D]`, or packed `[T, D]`, besides their values.
+
+    mask: which tokens a token sees; None is all of its sample.
+    rope: their rotary positions; None where positions were added to the tokens.
+    """
+
+    mask: Mask | None = None
+    rope: Rope3D | None = None
+
+
+class Attention(FusedModule):
     """Multi-head self-attention with a fused `qkv` projection, `[B, N, D] -> [B, num_queries, D]`.
 
     The rows of `qkv` are query, key and value, each heads x head_dim. All tokens are keys and values.
@@ -70,8 +88,20 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Args: x: `[B, N, D]`. num_queries: attend for the last so many tokens only; None is all of them."""
+    def forward(self, x: Tensor, num_queries: int | None = None, layout: Layout | None = None) -> Tensor:
+        """Args:
+        x: `[B, N, D]`, or `[T, D]` in a layout of packed sequences.
+        num_queries: attend for the last so many tokens only; None is all of them. Not with a layout.
+        layout: masks and rotary positions; None has neither.
+        """
+        if layout is not None:
+            qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+            query, key, value = qkv.unbind(-3)
+            implementation = "auto" if self.fused.attention else "reference"
+            out = masked_attention(
+                query, key, value, mask=layout.mask, rope=layout.rope, implementation=implementation
+            )
+            return self.proj(out.flatten(-2))
         batch, tokens, dim = x.shape
         num_queries = tokens if num_queries is None else num_queries
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)

@@ -11,13 +11,16 @@ class Fused:
 
     adamw_ema: bool = True
     """AdamW, the teacher's moving average and the low-precision copies of both networks in one pass."""
-
+    attention: bool = True
+    """Rotary positions and masks inside attention; sequences of different lengths in one call."""
     gelu_mlp: bool = True
     """GELU and its backward, with the gradient of the hidden layer's bias in the same pass."""
     layer_norm: bool = True
     """The residual sum together with the LayerNorm that reads it, in and out in the dtypes that are there."""
     patch_embed: bool = True
     """Only the kept patches; teacher and student embed from one pass over the pixels."""
+    sigreg: bool = True
+    """LeJEPA's regulariser without a tensor of projections times knots."""
     token_routing: bool = True
     """The predictor's input, written once: no sort, no repeats of context and positions."""
 

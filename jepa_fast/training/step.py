@@ -12,8 +12,9 @@ from jepa_fast.kernels.adamw_ema.api import AdamWEMA
 from jepa_fast.kernels.ema.api import ema_update_
 from jepa_fast.kernels.latent_loss.api import latent_prediction_loss
 from jepa_fast.kernels.runtime.products import using_copies
-from jepa_fast.masks import Masks
+from jepa_fast.masks import Masks, Ragged, RaggedMasks
 from jepa_fast.models import IJEPA
+from jepa_fast.models.ijepa import ragged_target_places
 from jepa_fast.nn.fused import Fused, set_fused
 
 Precision = Literal["float32", "bfloat16"]
@@ -45,6 +46,7 @@ class Step:
         model: trained in place, on the device and in the dtype it is in.
         parts: the trained parts of the model by name, in the order of the published parameter groups.
         teacher: the network that follows the part `encoder`; None where the system has none.
+        frozen: the teacher stays as it is.
         precision: dtype of the matrix products. Parameters, LayerNorm and loss stay in float32.
         fused: which fused ops the model and the step run on: True for all, False for none, or a selection.
 
@@ -66,6 +68,7 @@ class Step:
         teacher: nn.Module | None,
         precision: Precision = "float32",
         fused: bool | Fused = True,
+        frozen: bool = False,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}")
@@ -74,6 +77,7 @@ class Step:
         self.fused = fused if isinstance(fused, Fused) else Fused() if fused else Fused.none()
         self.trained = parts
         self.teacher = teacher
+        self.frozen = frozen
         for name, part in parts.items():
             setattr(self, name, part)
         networks = [model] if teacher is None else [model, teacher]
@@ -88,14 +92,15 @@ class Step:
             copies = torch.bfloat16 if precision == "bfloat16" else None
             self.optimizer = AdamWEMA(groups, teacher=self._pairs(), copies=copies)
             if copies is not None:
-                self._copies = _Copies(self.optimizer, [p for net in networks for p in net.parameters()])
+                copied = [model] if frozen else networks
+                self._copies = _Copies(self.optimizer, [p for net in copied for p in net.parameters()])
         else:
             fusible = next(model.parameters()).device.type in ("cpu", "cuda")
             self.optimizer = torch.optim.AdamW(groups, fused=fusible)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]] | None:
         """Every parameter of the teacher with the one it follows."""
-        if self.teacher is None:
+        if self.teacher is None or self.frozen:
             return None
         return list(zip(self.teacher.parameters(), self.encoder.parameters(), strict=True))
 
@@ -150,8 +155,9 @@ class Step:
         if self._copies is not None:
             self._copies.note()
         self.optimizer.zero_grad()
-        if self.teacher is not None and not isinstance(self.optimizer, AdamWEMA):
-            ema_update_(self.teacher.parameters(), self.encoder.parameters(), momentum)
+        pairs = self._pairs()
+        if pairs is not None and not isinstance(self.optimizer, AdamWEMA):
+            ema_update_([teacher for teacher, _ in pairs], [student for _, student in pairs], momentum)
 
     def _current_copies(self) -> AbstractContextManager[None]:
         return using_copies(None if self._copies is None else self._copies.current())
@@ -200,14 +206,17 @@ class IJEPAStep(Step):
         parts: dict[str, nn.Module] = {"encoder": model.encoder, "predictor": model.predictor}
         super().__init__(model, parts, teacher=teacher, precision=precision, fused=fused)
 
-    def _check(self, batch: Tensor, masks: Masks) -> None:
+    def _check(self, batch: Tensor, masks: Masks | RaggedMasks) -> None:
         check_batch(batch, masks, self.model)
 
-    def _loss(self, batch: Tensor, masks: Masks) -> Tensor:
+    def _loss(self, batch: Tensor, masks: Masks | RaggedMasks) -> Tensor:
         patches = self.model.encoder.patch_embed.patchify(batch)
         with torch.no_grad():
             target = self.teacher(patches)
         prediction = self.model(patches, masks)
+        if isinstance(masks, RaggedMasks):
+            place = ragged_target_places(masks, len(batch), target.shape[1])
+            return latent_prediction_loss(prediction[None], target.flatten(0, 1)[None], place[None])
         # Row (m * E + e) * B + b of the predictions is about target mask m of image b.
         by_mask = masks.target.unflatten(0, (-1, 1, len(batch)))
         index = by_mask.expand(-1, len(masks.context) // len(batch), -1, -1).flatten(0, 2)
@@ -254,27 +263,47 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
             group["weight_decay"] = weight_decay
 
 
-def check_batch(pixels: Tensor, masks: Masks, model: IJEPA) -> None:
+def check_batch(pixels: Tensor, masks: Masks | RaggedMasks, model: IJEPA) -> None:
     """Raises ValueError where a batch does not fit the model; index values are read on the CPU alone."""
-    table = model.encoder.pos_embed
     side = model.config.image_size
-    expected = f"{table.dtype} [B, 3, {side}, {side}] on {table.device}"
-    fits = pixels.ndim == 4 and pixels.shape[0] > 0 and pixels.shape[1:] == (3, side, side)
-    if not fits or pixels.dtype != table.dtype or pixels.device != table.device:
-        raise ValueError(f"pixels: expected {expected}, got {describe(pixels)}")
-    num_patches = model.encoder.num_patches
-    for name, index in masks._asdict().items():
-        expected = f"torch.int64 [multiple of {len(pixels)}, K] on {table.device}"
-        fits = index.ndim == 2 and index.numel() > 0 and index.shape[0] % len(pixels) == 0
-        if not fits or index.dtype != torch.int64 or index.device != table.device:
-            raise ValueError(f"masks.{name}: expected {expected}, got {describe(index)}")
+    check_pixels("pixels", pixels, (3, side, side), next(model.parameters()))
+    check_masks("masks", masks, len(pixels), model.encoder.num_patches, pixels.device)
+
+
+def check_pixels(name: str, pixels: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    """Raises ValueError unless pixels are `[B, *shape]`, B at least 1, in the dtype and on the device of `like`."""
+    expected = f"{like.dtype} [B, {', '.join(map(str, shape))}] on {like.device}"
+    fits = isinstance(pixels, Tensor) and pixels.ndim == len(shape) + 1 and pixels.shape[0] > 0
+    if not fits or pixels.shape[1:] != shape or pixels.dtype != like.dtype or pixels.device != like.device:
+        got = describe(pixels) if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def check_masks(
+    name: str, masks: Masks | RaggedMasks, batch_size: int, num_patches: int, device: torch.device
+) -> None:
+    """Raises ValueError where indices do not fit; their values are read on the CPU alone."""
+    for part, index in masks._asdict().items():
+        if isinstance(index, Ragged):
+            fits = len(index.lengths) > 0 and len(index.lengths) % batch_size == 0 and min(index.lengths) > 0
+            if not fits or sum(index.lengths) != len(index.ids) or len(index.rows) != len(index.ids):
+                raise ValueError(
+                    f"{name}.{part}: expected a multiple of {batch_size} rows of at least 1 token, got "
+                    f"{len(index.lengths)} rows of {sum(index.lengths)} tokens and {len(index.ids)} ids"
+                )
+            index = index.ids[None]
+        else:
+            expected = f"torch.int64 [multiple of {batch_size}, K] on {device}"
+            fits = index.ndim == 2 and index.numel() > 0 and index.shape[0] % batch_size == 0
+            if not fits or index.dtype != torch.int64 or index.device != device:
+                raise ValueError(f"{name}.{part}: expected {expected}, got {describe(index)}")
         if index.device.type == "cpu":
             wrong = torch.nonzero((index < 0) | (index >= num_patches))
             if len(wrong):
                 position = wrong[0].tolist()
                 value = index[tuple(position)].item()
                 raise ValueError(
-                    f"masks.{name}: expected values in [0, {num_patches}), got {value} at {position}"
+                    f"{name}.{part}: expected values in [0, {num_patches}), got {value} at {position}"
                 )
 
 

@@ -17,13 +17,14 @@ from jepa_fast.training.step import IJEPAStep
 RATES = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.9}
 STEPS = 4
 PIECES = [field.name for field in fields(Fused)]
+OTHERS = {"attention", "sigreg"}  # I-JEPA has no use for them
 
 
 def losses(step: IJEPAStep, pixels: Tensor, masks: Masks) -> list[float]:
     return [step.step(pixels, masks, **RATES).item() for _ in range(STEPS)]
 
 
-@pytest.mark.parametrize("piece", [*PIECES, "all"])
+@pytest.mark.parametrize("piece", [*(piece for piece in PIECES if piece not in OTHERS), "all"])
 @pytest.mark.parametrize(
     ("dtype", "precision", "tolerance"),
     [

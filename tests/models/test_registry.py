@@ -36,8 +36,11 @@ def test_every_name_can_be_made(name: str) -> None:
     with torch.device("meta"):
         model = models.create(name)
     size = model.config.image_size
-    assert name.endswith(f"_{size}") == (size != 224)
-    assert f"{model.config.patch_size}" in name
+    if name.startswith(("ijepa", "lejepa")):
+        assert name.endswith(f"_{size}") == (size != 224)
+        assert f"{model.config.patch_size}" in name
+    elif name != "vjepa2_ac_vitg":
+        assert f"_{size}" in name
 
 
 def test_published_state_dict() -> None:
