@@ -30,7 +30,7 @@ class Probe:
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
     """A checkpoint, or the output folder of a run, whose latest is taken."""
     data: Annotated[str, arg(metavar="PATH")]
-    """Labelled data: folders named after classes (in train, val, test), an .npz file, a .tar file, webdataset shards."""
+    """Labelled data: folders named after classes (in train, val, test), an .npz or .tar file, webdataset shards."""
     label: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the first there is)")] = (
         None
     )

@@ -206,10 +206,10 @@ def principal_components(x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     number = min(number, *x.shape)
     if len(x) < x.shape[1]:
         # The eigenvectors of the small Gram matrix, carried over.
-        values, vectors = torch.linalg.eigh((centred @ centred.t()).double())
+        _, vectors = torch.linalg.eigh((centred @ centred.t()).double())
         directions = centred.t() @ vectors[:, -number:].to(x.dtype)
     else:
-        values, vectors = torch.linalg.eigh((centred.t() @ centred).double())
+        _, vectors = torch.linalg.eigh((centred.t() @ centred).double())
         directions = vectors[:, -number:].to(x.dtype)
     return mean, F.normalize(directions, dim=0).flip(1)
 

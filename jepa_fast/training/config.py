@@ -11,8 +11,8 @@ PUBLISHED_WARMUP = 40 / 300
 
 _LEAST = {
     "image_size": 1, "frames": 1, "frame_stride": 1, "frame_memory": 0, "min_keep": 0, "batch_size": 1,
-    "global_views": 1, "local_views": 0, "local_size": 1, "steps": 1, "epochs": 1, "warmup_steps": 0, "workers": 0,
-    "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+    "global_views": 1, "local_views": 0, "local_size": 1, "sigreg_slices": 1, "steps": 1, "epochs": 1,
+    "warmup_steps": 0, "workers": 0, "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
 }  # fmt: skip
 _CHOICES = {
     "split": ("train", "all"),
@@ -65,6 +65,12 @@ class TrainConfig:
     """LeJEPA: side of the small crops."""
     local_scale: Annotated[tuple[float, float], _shown_as("SHARE SHARE")] = (0.05, 0.3)
     """LeJEPA: least and largest share of a picture that a small crop covers."""
+    sigreg_weight: Annotated[float, _shown_as("SHARE")] = 0.02
+    """LeJEPA: weight of SIGReg in the loss, 0 to 1."""
+    sigreg_slices: Annotated[int, _shown_as("NUMBER")] = 1024
+    """LeJEPA: directions that SIGReg draws in each step."""
+    ragged: bool = False
+    """Masks keep all their tokens instead of being cut to the shortest of the batch."""
     min_keep: Annotated[int | None, _shown_as("PATCHES", "the sampler's own")] = None
     """I-JEPA: a mask has more than so many patches; small grids need a small number."""
     frames: Annotated[int | None, _shown_as("FRAMES", "the model's own; 1 of images")] = None
@@ -139,7 +145,7 @@ class TrainConfig:
             self._require(name, value is None or value >= least, f"{least} or more")
         for name in ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a finite number, 0 or more")
-        for name in ("momentum", "final_momentum", "flip", "colour", "gray"):
+        for name in ("momentum", "final_momentum", "flip", "colour", "gray", "sigreg_weight"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
         for name in ("crop_scale", "local_scale"):
             low, high = getattr(self, name)

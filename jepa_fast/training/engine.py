@@ -6,17 +6,15 @@ All of it goes round the step: `loss`, `backward` and `update` of `jepa_fast.tra
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from jepa_fast.data.loader import map_tensors, rows_of_masks
 from jepa_fast.kernels.adamw_ema.api import AdamWEMA
 from jepa_fast.nn.attention import Attention
-from jepa_fast.nn.block import MLP, Block, Blocks
+from jepa_fast.nn.block import MLP, Blocks, set_checkpointing
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.step import Precision, Step, TrainingStep, set_rates
 from jepa_fast.training.world import World, gathered, scattered
@@ -84,9 +82,7 @@ class Engine:
             for part in blocks:
                 part.register_forward_pre_hook(_to_bfloat16)
         if config.checkpoint_activations:
-            for part in step.model.modules():
-                if isinstance(part, Block):
-                    part.forward = partial(checkpoint, part.forward, use_reentrant=False)  # type: ignore[method-assign]
+            set_checkpointing(step.model)
         if config.compile:
             for part in blocks:
                 part.compile(backend=COMPILER)
@@ -198,7 +194,7 @@ def _to_bfloat16(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _parts(batch: Any, masks: Any, number: int) -> Iterator[tuple[Any, Any]]:
     """Equal shares of the samples of a batch, with their masks."""
-    samples = len(batch[0] if isinstance(batch, list) else batch)
+    samples = batch[0].shape[1] if isinstance(batch, list) else len(batch)  # crops are [V, B, ...]
     if samples % number:
         raise ValueError(
             f"accumulate: expected a divisor of the {samples} samples of a process, got {number}"
@@ -206,7 +202,7 @@ def _parts(batch: Any, masks: Any, number: int) -> Iterator[tuple[Any, Any]]:
     size = samples // number
     for start in range(0, samples, size):
         rows = slice(start, start + size)
-        pixels = [views[rows] for views in batch] if isinstance(batch, list) else batch[rows]
+        pixels = [views[:, rows] for views in batch] if isinstance(batch, list) else batch[rows]
         yield pixels, rows_of_masks(masks, samples, start, start + size)
 
 
