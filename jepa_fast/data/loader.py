@@ -186,7 +186,7 @@ def pad(pictures: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(whole)
 
 
-class Labelled(Dataset[RawBatch]):
+class Labelled(Dataset[RawBatch | None]):
     """The samples `indices` of a source in their order, whole, in batches; what cannot be read is left out."""
 
     def __init__(self, source: Source, indices: Sequence[int], batch_size: int, short_side: int) -> None:

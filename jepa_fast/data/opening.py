@@ -69,9 +69,15 @@ def open_source(
 
 def _folder(path: Path, short_side: int, frames: int, stride: int, memory: int, label: str | None) -> Source:
     if frames == 1:
-        # Of any aspect ratio, whose longer side decides what is kept.
-        bounds = {"scale": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
-        return open_folder(path, image_size=short_side, frame_stride=stride, frame_memory=memory, **bounds)
+        whole = (1.0, 1.0)  # short_side is the size of the smallest crop already
+        return open_folder(
+            path,
+            image_size=short_side,
+            scale=whole,
+            aspect_ratio=whole,
+            frame_stride=stride,
+            frame_memory=memory,
+        )
     _, paths, skipped = find_media(path)
     videos = open_videos(paths, skipped, short_side=short_side, stride=stride, memory=memory)
     root = path if path.is_dir() else path.parent

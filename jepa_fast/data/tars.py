@@ -58,7 +58,7 @@ def index_tars(paths: Sequence[Path], skipped: list[tuple[Path, str]]) -> list[M
 
     Raises ValueError for a compressed tar file: nothing inside of it can be reached without unpacking what is before.
     """
-    members = []
+    members: list[Member] = []
     for path in paths:
         try:
             with tarfile.open(path, "r:") as file:

@@ -129,7 +129,7 @@ def _open(file: Path | Member) -> Iterator[InputContainer]:
     try:
         if (file.stat().st_size if isinstance(file, Path) else file.size) == 0:
             raise UnreadableError("empty file")
-        with av.open(str(file) if isinstance(file, Path) else file.open()) as container:
+        with av.open(str(file) if isinstance(file, Path) else file.open(), "r") as container:
             if not container.streams.video:
                 raise UnreadableError("no video stream")
             yield container

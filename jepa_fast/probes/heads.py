@@ -67,8 +67,8 @@ def linear_probe(splits: Splits, classes: int) -> Score:
             best = value, penalty, layer
     assert best is not None
     _, penalty, layer = best
-    parts = (splits.train, splits.val, splits.test)
-    return Score(*(accuracy(layer(part.x), part.y) for part in parts), f"penalty {penalty:g}")
+    train, val, test = (accuracy(layer(part.x), part.y) for part in (splits.train, splits.val, splits.test))
+    return Score(train, val, test, f"penalty {penalty:g}")
 
 
 def logistic_regression(
@@ -140,10 +140,10 @@ def attentive_probe(
             best = value, lr, head
     assert best is not None
     _, lr, head = best
-    return Score(
-        *(_head_accuracy(head, part, device) for part in (splits.train, splits.val, splits.test)),
-        f"lr {lr:g}",
+    train, val, test = (
+        _head_accuracy(head, part, device) for part in (splits.train, splits.val, splits.test)
     )
+    return Score(train, val, test, f"lr {lr:g}")
 
 
 def _train_head(

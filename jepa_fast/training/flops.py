@@ -1,9 +1,12 @@
 """How many floating-point operations a training step takes, and how many a device could do."""
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
+
+from jepa_fast.nn.attention import Attention
 
 # Dense bfloat16 matrix products of tensor cores, in FLOP/s, from the vendors' data sheets; by a part of the name.
 _PEAKS = (
@@ -31,7 +34,7 @@ def network_flops(network: nn.Module, sequences: int, tokens: int) -> int:
     """Of a transformer on so many sequences of so many tokens, forward: weights and attention."""
     attention = 0
     for part in network.modules():
-        if isinstance(getattr(part, "qkv", None), nn.Linear):
+        if isinstance(part, Attention):
             attention += 4 * tokens * part.qkv.in_features  # scores and sums of one token
     return sequences * tokens * (weight_flops(network) + attention)
 
@@ -43,23 +46,20 @@ def step_flops(model: nn.Module, has_teacher: bool, batch: Any, masks: Any) -> t
     """
     encoder = model.get_submodule("encoder")
     predictor = getattr(model, "predictor", None)
-    patch = encoder.patch_embed.proj
+    patch = next(part for part in encoder.modules() if isinstance(part, nn.Conv2d | nn.Conv3d))
     tokens = flops = 0
-    sizes = batch if isinstance(batch, list) else [batch]
-    for pixels in sizes:
-        samples = pixels.shape[: -4 if pixels.ndim > 5 else -3]
-        count = 1
-        for kernel, length in zip(reversed(patch.kernel_size), reversed(pixels.shape), strict=False):
-            count *= max(1, length // kernel)
-        sequences = samples.numel() if len(patch.kernel_size) == 2 else len(pixels)
-        embedding = 2 * patch.weight.numel()
-        whole = network_flops(encoder, sequences, count) + embedding * sequences * count
+    for pixels in batch if isinstance(batch, list) else [batch]:
+        axes = len(patch.kernel_size)
+        sequences = math.prod(pixels.shape[: -1 - axes])
+        lengths = zip(pixels.shape[-axes:], patch.kernel_size, strict=True)
+        count = math.prod(max(1, length // kernel) for length, kernel in lengths)
+        whole = network_flops(encoder, sequences, count) + 2 * patch.weight.numel() * sequences * count
         if masks is None:
             tokens += sequences * count
             flops += 3 * whole
-        else:
-            tokens += sequences * count if has_teacher else 0
-            flops += whole if has_teacher else 0
+        elif has_teacher:
+            tokens += sequences * count
+            flops += whole
     for part in [] if masks is None else [masks] if hasattr(masks, "context") else list(masks):
         context, rows = _size(part.context)
         target, targets = _size(part.target)
