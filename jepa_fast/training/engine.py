@@ -4,6 +4,8 @@ All of it goes round the step: `loss`, `backward` and `update` of `jepa_fast.tra
 """
 
 import copy
+import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, cast
@@ -162,8 +164,6 @@ class _Loss(nn.Module):
 
 
 def _has_teacher(make_step: StepFactory) -> bool:
-    import inspect
-
     return "teacher" in inspect.signature(make_step).parameters
 
 
@@ -178,13 +178,16 @@ def shard(wrapper: nn.Module, teacher: nn.Module | None, world: World, products:
     mesh = init_device_mesh(world.device.type, (world.size,))
     low = torch.bfloat16 if products == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # It warns of in-place operations on what an attention or MLP returns; `Block` has none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for network in (wrapper, teacher):
         if network is None:
             continue
         for part in network.modules():
             if isinstance(part, Attention | MLP):
                 fully_shard(part, mesh=mesh, mp_policy=policy)
-        fully_shard(network, mesh=mesh)
+        # Without a backward pass nothing else would make the teacher look at its shards again.
+        fully_shard(network, mesh=mesh, reshard_after_forward=network is teacher)
 
 
 def _to_bfloat16(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
