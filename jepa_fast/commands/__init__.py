@@ -1,1 +1,1 @@
-"""The command line: `jepa-fast train | bench | codegen | doctor`."""
+"""The command line: `jepa-fast train | probe | bench | codegen | doctor`."""

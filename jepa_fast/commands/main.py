@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jepa_fast.commands import bench, codegen, compare, doctor, export, train
+from jepa_fast.commands import bench, codegen, compare, doctor, export, probe, train
 from jepa_fast.commands.errors import UsageError
 
 DESCRIPTION = """Accelerated training of joint-embedding predictive architectures (JEPA).
@@ -27,12 +27,16 @@ With JEPA_FAST_DEBUG=1 in the environment an error shows where it comes from."""
 # A command is a dataclass, whose fields are its arguments, and a function from it to the exit code.
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.run),
+    "probe": (probe.Probe, probe.run),
     "bench": (bench.Bench, bench.run),
     "compare": (compare.Compare, compare.run),
     "export": (export.Export, export.run),
     "codegen": (codegen.Codegen, codegen.run),
     "doctor": (doctor.Doctor, doctor.run),
 }
+
+# Where the defaults of a command come from, if not from its dataclass.
+DEFAULTS: dict[str, Callable[[Sequence[str]], Any]] = {"train": train.from_file}
 
 BAD_USAGE = 2  # as tyro exits
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -79,7 +83,9 @@ def _run(argv: list[str]) -> int:
         _overview(argv)
     arguments, run = COMMANDS[argv[0]]
     try:
-        return run(_parse(arguments, argv[1:], f"jepa-fast {argv[0]}", inspect.getdoc(arguments) or ""))
+        default = DEFAULTS[argv[0]](argv[1:]) if argv[0] in DEFAULTS else None
+        description = inspect.getdoc(arguments) or ""
+        return run(_parse(arguments, argv[1:], f"jepa-fast {argv[0]}", description, default))
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -99,7 +105,7 @@ def _overview(argv: list[str]) -> None:
     _parse(functools.reduce(operator.or_, forms), argv, "jepa-fast", DESCRIPTION)
 
 
-def _parse(form: Any, argv: list[str], prog: str, description: str) -> Any:
+def _parse(form: Any, argv: list[str], prog: str, description: str, default: Any = None) -> Any:
     # tyro joins lines that start with a letter and leaves the wrapping to the terminal, which breaks words.
     wrap = textwrap.TextWrapper(
         shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  "
@@ -109,7 +115,8 @@ def _parse(form: Any, argv: list[str], prog: str, description: str) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config)
+            options = {} if default is None else {"default": default}
+            return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config, **options)
     except SystemExit as stop:
         if stop.code == BAD_USAGE:
             _fail(f"error: {_unboxed(complaint.getvalue())} ({prog} --help)", BAD_USAGE)

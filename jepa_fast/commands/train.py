@@ -1,32 +1,60 @@
-"""`jepa-fast train`: I-JEPA on a folder of images or videos."""
+"""`jepa-fast train`: a model on images or videos."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
 
 from jepa_fast.commands.errors import UsageError
 from jepa_fast.training.config import TrainConfig
+from jepa_fast.training.config_file import read_config
 
 if TYPE_CHECKING:
     from jepa_fast.training.loop import StepFactory
 
-_DATA_PACKAGES = ("PIL", "av")
+_DATA_PACKAGES = ("PIL", "av", "webdataset")
+
+
+TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 
 
 @dataclass(frozen=True)
 class Train(TrainConfig):
-    """Train I-JEPA on a folder of images or videos.
+    """Train a model on images or videos.
 
-    Rates and schedules default to the published ones, which are meant for batches of 2048 images.
-    Ctrl-C writes a checkpoint and exits with code 130; --resume latest continues from it, bit for bit.
+    CONFIG is a TOML file with any of the options below as its keys (batch_size = 256); options on the command line
+    come before it. Rates and schedules default to those published with I-JEPA, for batches of 2048 images.
+    Ctrl-C and SIGTERM write a checkpoint and exit with code 130 or 143; --resume latest continues from it, bit for bit.
+    On several devices: torchrun --nproc-per-node 8 -m jepa_fast.commands.main train CONFIG.
     """
+
+    config: Annotated[Positional[Path | None], arg(metavar="CONFIG", help_behavior_hint="(optional)")] = None
+    """A TOML file of these options."""
+
+
+def from_file(arguments: Sequence[str]) -> Train | None:
+    """The defaults that a TOML file among the arguments gives: the first argument, or one that ends in .toml."""
+    for number, argument in enumerate(arguments):
+        follows_option = (
+            number > 0 and arguments[number - 1].startswith("--") and "=" not in arguments[number - 1]
+        )
+        if argument.startswith("-") or (number > 0 and (follows_option or not argument.endswith(".toml"))):
+            continue
+        return dataclasses.replace(read_config(Path(argument), Train), config=Path(argument))
+    return None
 
 
 def run(config: Train) -> int:
     """0 once trained. Raises UsageError, and what `jepa_fast.training.loop.train` raises."""
     try:
-        from jepa_fast.training.loop import train
+        from jepa_fast.training.loop import TerminatedError, train
 
         result = train(config, step_factory=_eager_step() if config.engine == "eager" else None)
+    except TerminatedError:
+        return TERMINATED
     except ModuleNotFoundError as error:
         if error.name not in _DATA_PACKAGES:
             raise
@@ -36,9 +64,10 @@ def run(config: Train) -> int:
     if not result.losses:
         print(f"nothing left to do: {result.checkpoint} is the end of the run")
         return 0
+    skipped = f", {result.skipped_steps} steps skipped" if result.skipped_steps else ""
     print(
         f"{len(result.losses)} steps in {result.seconds:.1f} s, {result.images_per_second:.1f} images/s, "
-        f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}, checkpoint: {result.checkpoint}"
+        f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{skipped}, checkpoint: {result.checkpoint}"
     )
     return 0
 

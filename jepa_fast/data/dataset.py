@@ -1,15 +1,14 @@
-"""Images and video frames as a dataset of random crops."""
+"""Images and video frames of a folder, whole or as random crops."""
 
 import bisect
 import hashlib
-import logging
 import random
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,14 +16,13 @@ from torch.utils.data import Dataset
 from jepa_fast.data.batches import stream_seed
 from jepa_fast.data.crops import random_crop_box, resized_crop
 from jepa_fast.data.images import UnreadableError, read_image
+from jepa_fast.data.source import Source, labels_of_folders
 
 if TYPE_CHECKING:
     from jepa_fast.data.videos import Video
 
-logger = logging.getLogger("jepa_fast.data")
 
-
-class CropDataset(Dataset[Tensor]):
+class CropDataset(Source, Dataset[Tensor]):
     """One random crop per image and per video frame: uint8 `[3, image_size, image_size]`, RGB.
 
     `dataset[epoch, index]` is a pure function of (seed, epoch, index), whichever process asks and in
@@ -49,7 +47,6 @@ class CropDataset(Dataset[Tensor]):
         aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         skipped: Iterable[tuple[Path, str]] = (),
     ) -> None:
-        self.root = root
         self.images = list(images)
         self.videos = list(videos)
         self.image_size = image_size
@@ -57,12 +54,11 @@ class CropDataset(Dataset[Tensor]):
         self.scale = scale
         self.aspect_ratio = aspect_ratio
         self._ends = list(accumulate(map(len, self.videos), initial=len(self.images)))
-        self._skipped = list(skipped)
-        # In shared memory, where the processes of a data loader report what failed.
-        self._failed = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
-
-    def __len__(self) -> int:
-        return self._ends[-1]
+        super().__init__(root, self._ends[-1], skipped)
+        # The frames of a video are labelled as the video is.
+        paths = [(image, 1) for image in self.images] + [(video.path, len(video)) for video in self.videos]
+        names = [_relative(path, root) for path, number in paths for _ in range(number)]
+        self.classes, self.labels, self.splits = labels_of_folders(names)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Tensor:
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -70,16 +66,19 @@ class CropDataset(Dataset[Tensor]):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         rng = random.Random(stream_seed(self.seed, "crop", epoch, index))
         for candidate in chain(range(index, len(self)), range(index)):
-            if self._failed[candidate]:
+            if self.failed[candidate]:
                 continue
             try:
                 image = self.image(candidate)
             except UnreadableError as error:
-                self._report_failure(candidate, error)
+                self.report_failure(candidate, error)
                 continue
             box = random_crop_box(image.size, rng, scale=self.scale, aspect_ratio=self.aspect_ratio)
             return resized_crop(image, box, self.image_size)
         raise RuntimeError(f"data: nothing in {self.root} can be read any more")
+
+    def read(self, index: int, rng: random.Random | None = None) -> np.ndarray:
+        return np.asarray(self.image(index))[None]
 
     def image(self, index: int) -> Image.Image:
         """The whole RGB picture that sample `index` is cropped from.
@@ -99,15 +98,6 @@ class CropDataset(Dataset[Tensor]):
         return f"{_relative(video.path, self.root)} frame {number}"
 
     @property
-    def skipped(self) -> list[tuple[Path, str]]:
-        """What could not be read, with the reason, including what data loader processes ran into."""
-        later = [
-            (self.root / self.name(index), "failed when it was loaded; see the warning")
-            for index in self._failed.nonzero().flatten().tolist()
-        ]
-        return self._skipped + later
-
-    @property
     def fingerprint(self) -> str:
         """A digest of the samples' names and order: two runs see the same data only if it is equal."""
         digest = hashlib.sha256()
@@ -121,10 +111,6 @@ class CropDataset(Dataset[Tensor]):
     def _locate(self, index: int) -> tuple["Video", int]:
         place = bisect.bisect_right(self._ends, index)
         return self.videos[place - 1], index - self._ends[place - 1]
-
-    def _report_failure(self, index: int, error: UnreadableError) -> None:
-        self._failed[index] = 1
-        logger.warning("skipped %s: %s", self.root / self.name(index), error)
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from jepa_fast.data.dataset import CropDataset
 from jepa_fast.data.images import UnreadableError, read_image
 from jepa_fast.data.progress import slow_progress
+from jepa_fast.data.tars import Member
 
 if TYPE_CHECKING:
     from jepa_fast.data.videos import Video
@@ -65,14 +67,14 @@ def open_folder(
         raise ValueError(f"frame_stride: expected at least 1 frame, got {frame_stride}")
     if frame_memory < 0:
         raise ValueError(f"frame_memory: expected 0 bytes or more, got {frame_memory}")
-    image_paths, video_paths, skipped = _find_media(root)
+    image_paths, video_paths, skipped = find_media(root)
     if not image_paths and not video_paths and not skipped:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise ValueError(f"data: no image or video in {root} (looked for {suffixes})")
     images = _check_images(image_paths, skipped)
     # A crop's short edge is at least this fraction of the picture's short side.
     least_edge = math.sqrt(scale[0] * min(aspect_ratio[0], 1 / aspect_ratio[1]))
-    videos = _open_videos(
+    videos = open_videos(
         video_paths,
         skipped,
         short_side=math.ceil(image_size / least_edge),
@@ -98,7 +100,7 @@ def open_folder(
     )
 
 
-def _find_media(root: Path) -> tuple[list[Path], list[Path], list[tuple[Path, str]]]:
+def find_media(root: Path) -> tuple[list[Path], list[Path], list[tuple[Path, str]]]:
     """Image paths and video paths, each sorted, and what could not be looked at."""
     if not root.exists():
         raise FileNotFoundError(f"data: no such file or folder: {root}")
@@ -159,9 +161,15 @@ def _check_images(paths: list[Path], skipped: list[tuple[Path, str]]) -> list[Pa
     return readable
 
 
-def _open_videos(
-    paths: list[Path], skipped: list[tuple[Path, str]], *, short_side: int, stride: int, memory: int
+def open_videos(
+    paths: Sequence[Path | Member],
+    skipped: list[tuple[Path, str]],
+    *,
+    short_side: int,
+    stride: int,
+    memory: int,
 ) -> list["Video"]:
+    """The videos that can be read, decoded up to `memory` bytes of frames; the others go to `skipped`."""
     if not paths:
         return []
     from jepa_fast.data.videos import open_video  # PyAV is needed for videos only
@@ -172,7 +180,7 @@ def _open_videos(
             try:
                 videos.append(open_video(path, short_side=short_side, stride=stride))
             except UnreadableError as error:
-                skipped.append((path, str(error)))
+                skipped.append((path if isinstance(path, Path) else path.path, str(error)))
             advance()
     in_memory = []
     for video in videos:

@@ -1,5 +1,6 @@
 """One image file as 8-bit RGB."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ class UnreadableError(Exception):
     """A file, or one frame of it, cannot be decoded; the message is the reason, in one line."""
 
 
-def read_image(path: Path, *, decode: bool = True) -> Image.Image:
-    """The image in `path` (of an animation the first frame), upright by its EXIF orientation.
+def read_image(path: Path | BytesIO, *, decode: bool = True) -> Image.Image:
+    """The image in the file `path` (of an animation the first frame), upright by its EXIF orientation.
 
     16-bit grey keeps its upper 8 bits; transparency is dropped and grey, palette and CMYK images are
     converted, as the published loaders do. With `decode` False only the header is read, and the image
@@ -53,5 +54,5 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _is_empty(path: Path) -> bool:
-    return path.stat().st_size == 0
+def _is_empty(path: Path | BytesIO) -> bool:
+    return (len(path.getvalue()) if isinstance(path, BytesIO) else path.stat().st_size) == 0

@@ -15,6 +15,7 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
 from jepa_fast.data.images import UnreadableError
+from jepa_fast.data.tars import Member
 
 
 @dataclass(eq=False)
@@ -25,7 +26,7 @@ class Video:
     both in the stream's own unit. `size` is (height, width) of a frame as it comes out of `frame`.
     """
 
-    path: Path
+    file: Path | Member
     timestamps: list[int]
     keyframes: list[int]
     size: tuple[int, int]
@@ -33,6 +34,10 @@ class Video:
 
     def __len__(self) -> int:
         return len(self.timestamps)
+
+    @property
+    def path(self) -> Path:
+        return self.file if isinstance(self.file, Path) else self.file.path
 
     @property
     def decoded_bytes(self) -> int:
@@ -47,7 +52,7 @@ class Video:
         if self._decoded is not None:
             return self._decoded[number].numpy()
         target = self.timestamps[number]
-        with _open(self.path) as container:
+        with _open(self.file) as container:
             # A keyframe may turn out to be no clean start (an open group of pictures, an index that
             # sorts by decoding time), so every earlier one is tried, and last the start of the file.
             first = bisect.bisect_right(self.keyframes, target)
@@ -72,7 +77,7 @@ class Video:
         wanted = {timestamp: number for number, timestamp in enumerate(self.timestamps)}
         found = []
         reformatter = VideoReformatter()
-        with _open(self.path) as container:
+        with _open(self.file) as container:
             container.streams.video[0].thread_type = "AUTO"
             for timestamp, frame in _frames(container):
                 number = wanted.pop(timestamp, None)
@@ -93,12 +98,12 @@ class Video:
         return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
 
 
-def open_video(path: Path, *, short_side: int, stride: int = 1) -> Video:
-    """Indexes the video in `path` by reading its packets; only the first frame is decoded.
+def open_video(file: Path | Member, *, short_side: int, stride: int = 1) -> Video:
+    """Indexes the video in `file` by reading its packets; only the first frame is decoded.
 
     Raises UnreadableError when the file is missing, empty, no video, or nothing in it can be decoded.
     """
-    with _open(path) as container:
+    with _open(file) as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
         timestamps = sorted({packet.pts for packet in packets if packet.pts is not None})
         if not timestamps:
@@ -106,7 +111,7 @@ def open_video(path: Path, *, short_side: int, stride: int = 1) -> Video:
         keyframes = sorted(
             {packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None}
         )
-    with _open(path) as container:
+    with _open(file) as container:
         _, frame = next(_frames(container), (None, None))
         if frame is None:
             raise UnreadableError("no frame can be decoded")
@@ -115,16 +120,16 @@ def open_video(path: Path, *, short_side: int, stride: int = 1) -> Video:
             height, width = width, height
     shrink = min(1.0, short_side / min(height, width))
     size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    return Video(path, timestamps[::stride], keyframes, size)
+    return Video(file, timestamps[::stride], keyframes, size)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[InputContainer]:
+def _open(file: Path | Member) -> Iterator[InputContainer]:
     """The opened file, any failure inside the block turned into UnreadableError."""
     try:
-        if path.stat().st_size == 0:
+        if (file.stat().st_size if isinstance(file, Path) else file.size) == 0:
             raise UnreadableError("empty file")
-        with av.open(str(path)) as container:
+        with av.open(str(file) if isinstance(file, Path) else file.open(), "r") as container:
             if not container.streams.video:
                 raise UnreadableError("no video stream")
             yield container

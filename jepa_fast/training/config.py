@@ -1,6 +1,6 @@
 """What a training run is asked to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,13 +10,17 @@ from tyro.conf import arg
 PUBLISHED_WARMUP = 40 / 300
 
 _LEAST = {
-    "image_size": 1, "frame_stride": 1, "frame_memory": 0, "batch_size": 1, "steps": 1, "epochs": 1,
-    "warmup_steps": 0, "workers": 0, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+    "image_size": 1, "frames": 1, "frame_stride": 1, "frame_memory": 0, "min_keep": 0, "batch_size": 1,
+    "global_views": 1, "local_views": 0, "local_size": 1, "sigreg_slices": 1, "steps": 1, "epochs": 1,
+    "warmup_steps": 0, "workers": 0, "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
 }  # fmt: skip
 _CHOICES = {
-    "precision": ("auto", "float32", "bfloat16"),
+    "split": ("train", "all"),
+    "precision": ("auto", "float32", "bfloat16", "pure_bfloat16"),
     "device": ("auto", "cpu", "cuda"),
     "engine": ("fast", "eager"),
+    "parallel": ("ddp", "fsdp"),
+    "nonfinite": ("stop", "skip"),
 }
 
 
@@ -27,23 +31,58 @@ def _shown_as(unit: str, default: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """I-JEPA training. Rates and schedules default to the published ones, for a batch of 2048.
+    """A training run. Rates and schedules default to those published with I-JEPA, for a batch of 2048.
 
     Raises ValueError, naming the field, for a value out of range.
     """
 
     data: Annotated[str, _shown_as("PATH")] = "sample"
-    """Folder of images or videos, a single such file, or "sample": four short clips from PyPI."""
+    """Folder of images or videos, a single such file, an .npz file of encoded images, a .tar file, webdataset shards
+    ("part-{000..011}.tar"), or "sample": four short clips from PyPI."""
+    split: Literal["train", "all"] = "train"
+    """Where the data has splits: train on its training part, or on all of it."""
     model: Annotated[str, _shown_as("NAME")] = "ijepa_vits8_128"
     """Name of the model."""
+    model_options: Annotated[dict[str, int], _shown_as("FIELD NUMBER ...", "none")] = field(
+        default_factory=dict
+    )
+    """Fields of the model's configuration to change, such as: depth 6 predictor_dim 192."""
     image_size: Annotated[int | None, _shown_as("PIXELS", "the model's own")] = None
     """Side of the training crops."""
+    crop_scale: Annotated[tuple[float, float], _shown_as("SHARE SHARE")] = (0.3, 1.0)
+    """Least and largest share of a picture that a crop covers."""
+    flip: Annotated[float, _shown_as("SHARE")] = 0.0
+    """How many crops are mirrored, 0 to 1."""
+    colour: Annotated[float, _shown_as("SHARE")] = 0.0
+    """How many crops have brightness, contrast, saturation and hue changed, 0 to 1."""
+    gray: Annotated[float, _shown_as("SHARE")] = 0.0
+    """How many crops lose their colours, 0 to 1."""
+    global_views: Annotated[int, _shown_as("NUMBER")] = 2
+    """LeJEPA: crops of image_size of every picture."""
+    local_views: Annotated[int, _shown_as("NUMBER")] = 6
+    """LeJEPA: crops of local_size of every picture."""
+    local_size: Annotated[int | None, _shown_as("PIXELS", "the model's own")] = None
+    """LeJEPA: side of the small crops."""
+    local_scale: Annotated[tuple[float, float], _shown_as("SHARE SHARE")] = (0.05, 0.3)
+    """LeJEPA: least and largest share of a picture that a small crop covers."""
+    sigreg_weight: Annotated[float, _shown_as("SHARE")] = 0.02
+    """LeJEPA: weight of SIGReg in the loss, 0 to 1."""
+    sigreg_slices: Annotated[int, _shown_as("NUMBER")] = 1024
+    """LeJEPA: directions that SIGReg draws in each step."""
+    ragged: bool = False
+    """Masks keep all their tokens instead of being cut to the shortest of the batch."""
+    min_keep: Annotated[int | None, _shown_as("PATCHES", "the sampler's own")] = None
+    """I-JEPA: a mask has more than so many patches; small grids need a small number."""
+    frames: Annotated[int | None, _shown_as("FRAMES", "the model's own; 1 of images")] = None
+    """Frames of a sample."""
     frame_stride: Annotated[int, _shown_as("FRAMES")] = 1
     """Of every video, take one frame in so many."""
     frame_memory: Annotated[int, _shown_as("MIB")] = 2048
     """Memory for decoded video frames; videos beyond it are decoded at every access."""
     batch_size: Annotated[int, _shown_as("IMAGES")] = 16
-    """Images per step."""
+    """Images, or clips, per step, of all processes together."""
+    accumulate: Annotated[int, _shown_as("PARTS")] = 1
+    """Do each step in so many parts, one after the other, whose gradients are added: less memory."""
     steps: Annotated[int | None, _shown_as("STEPS", "as many as the epochs have")] = None
     """Optimisation steps in all."""
     epochs: Annotated[int, _shown_as("EPOCHS")] = 300
@@ -66,8 +105,21 @@ class TrainConfig:
     """The same at the end, reached linearly."""
     seed: Annotated[int, _shown_as("SEED")] = 0
     """Seed of the initial weights, the order of the data, the crops and the masks."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast type; auto is bfloat16 on a CUDA device that has it, else float32."""
+    max_norm: Annotated[float | None, _shown_as("NORM", "no limit")] = None
+    """Scale gradients of a larger norm down to this one."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop ends the run, skip leaves its step out."""
+    precision: Literal["auto", "float32", "bfloat16", "pure_bfloat16"] = "auto"
+    """bfloat16: autocast; pure_bfloat16: the residual streams too; weights stay float32 in the optimizer either way.
+    auto is bfloat16 on a CUDA device that has it, else float32."""
+    checkpoint_activations: bool = False
+    """Compute the blocks a second time in the backward pass instead of keeping what is in them."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    cuda_graph: bool = False
+    """Capture the whole step for each shape of a batch, and replay it. CUDA alone."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: every process holds the model (ddp), or a share of it (fsdp)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto is CUDA where there is a device, else the CPU."""
     engine: Literal["fast", "eager"] = "fast"
@@ -76,8 +128,10 @@ class TrainConfig:
     """Data loading processes; with 0 the training process loads the data itself."""
     output: Annotated[Path | None, _shown_as("FOLDER")] = Path("runs/ijepa")
     """Where checkpoints and metrics.jsonl go; None writes nothing."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too, into the output folder."""
     checkpoint_every: Annotated[int, _shown_as("STEPS")] = 500
-    """Steps between two checkpoints; there is always one at the end and on Ctrl-C."""
+    """Steps between two checkpoints; there is always one at the end, on Ctrl-C and on SIGTERM."""
     keep_checkpoints: Annotated[int, _shown_as("NUMBER")] = 3
     """How many of the latest checkpoints to keep."""
     log_every: Annotated[int, _shown_as("STEPS")] = 10
@@ -91,8 +145,20 @@ class TrainConfig:
             self._require(name, value is None or value >= least, f"{least} or more")
         for name in ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay"):
             self._require(name, 0 <= getattr(self, name) < float("inf"), "a finite number, 0 or more")
-        for name in ("momentum", "final_momentum"):
+        for name in ("momentum", "final_momentum", "flip", "colour", "gray", "sigreg_weight"):
             self._require(name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        for name in ("crop_scale", "local_scale"):
+            low, high = getattr(self, name)
+            self._require(name, 0 < low <= high <= 1, "0 < low <= high <= 1")
+        self._require(
+            "max_norm", self.max_norm is None or 0 < self.max_norm < float("inf"), "a finite number above 0"
+        )
+        self._require(
+            "accumulate",
+            self.batch_size % self.accumulate == 0,
+            f"a divisor of batch_size = {self.batch_size}",
+        )
+        self._require("cuda_graph", not (self.cuda_graph and self.accumulate > 1), "accumulate = 1 with it")
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
         for name, accepted in _CHOICES.items():
             self._require(name, getattr(self, name) in accepted, " or ".join(accepted))

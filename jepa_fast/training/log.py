@@ -9,11 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from jepa_fast.training.world import World
+
 METRICS_NAME = "metrics.jsonl"
+MOST_SKIPPED = 20  # losses in a row that are not finite: such a run does not recover
 
 
 class NonFiniteLossError(RuntimeError):
@@ -22,42 +26,69 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One training step; `step` counts from 1, `loss` may still be on its way from the device."""
+    """One training step; `step` counts from 1, `loss` may still be on its way from the device.
+
+    tokens, flops: of the whole batch, see `jepa_fast.training.flops`.
+    """
 
     step: int
     loss: Tensor
     fields: dict[str, Any]
+    tokens: int = 0
+    flops: int = 0
 
 
 class TrainingLog:
     """Collects steps and reports them together, so that the device is waited for once per report.
 
-    A row of metrics.jsonl is one step: step, loss, the fields of its record, and, for all steps of one
-    report alike, images per second and the share of the time that went into waiting for data.
+    A row of metrics.jsonl is one step: step, loss, the fields of its record, and, for all steps of one report alike,
+    images and tokens per second, the share of the time that went into waiting for data, and the achieved FLOP/s, with
+    their share of the device's peak where that is known. A loss that is not finite is null there.
+
+    skip: such a loss is counted and reported instead of ending the run, until `MOST_SKIPPED` follow each other.
+    peak: FLOP/s of all devices together, None where unknown.
     """
 
     def __init__(
-        self, folder: Path | None, *, start: int, total: int, batch_size: int, console: Console
+        self,
+        folder: Path | None,
+        *,
+        start: int,
+        total: int,
+        batch_size: int,
+        console: Console,
+        world: World | None = None,
+        skip: bool = False,
+        peak: float | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.losses: list[float] = []
         self.seconds = 0.0
-        self._path = folder / METRICS_NAME if folder else None
+        self.skipped = 0
+        self._in_a_row = 0
+        self._skip = skip
+        self._peak = peak
+        self._world = world or World(torch.device("cpu"))
         self._total = total
         self._batch_size = batch_size
         self._console = console
         self._pending: list[StepRecord] = []
         self._data_seconds = 0.0
         self._since = time.monotonic()
+        writes = folder is not None and self._world.is_main
+        self._path = folder / METRICS_NAME if folder and writes else None
+        self._scalars = scalar_writer(folder, start) if folder and writes and tensorboard else None
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or not self._world.is_main,
         )
-        self._task = self._bar.add_task("", total=total, completed=start)
+        self._task = self._bar.add_task("", total=total, completed=start, speed="")
         if self._path:
             keep_rows(self._path, start)
 
@@ -70,40 +101,72 @@ class TrainingLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        if self._scalars:
+            self._scalars.close()
 
     def add(self, record: StepRecord, data_seconds: float) -> None:
-        """Notes a step. Raises NonFiniteLossError where looking at the loss costs nothing: on the CPU."""
+        """Notes a step, without looking at its loss."""
         self._pending.append(record)
         self._data_seconds += data_seconds
         self._bar.update(self._task, completed=record.step)
-        if record.loss.device.type == "cpu":
-            _check_finite(record.step, record.loss.item())
 
     def flush(self) -> None:
         """Reports the steps noted since the last time. Raises NonFiniteLossError."""
         if not self._pending:
             return
-        losses = [record.loss.item() for record in self._pending]  # waits for the device
+        pending = torch.stack([record.loss for record in self._pending])
+        losses: list[float] = self._world.mean(pending).tolist()  # waits for the device
         for record, loss in zip(self._pending, losses, strict=True):
-            _check_finite(record.step, loss)
+            self._check_finite(record.step, loss)
         now = time.monotonic()
         seconds = now - self._since
-        rate = self._batch_size * len(losses) / seconds
-        waiting = self._data_seconds / seconds
-        self._write(losses, {"images_per_s": round(rate, 2), "data_wait": round(waiting, 4)})
+        shared, speed = self._speed(seconds)
+        self._write(losses, shared)
         last = self._pending[-1]
         remaining = (self._total - last.step) * seconds / len(losses)
-        self._console.print(
-            f"step {last.step}/{self._total}  loss {losses[-1]:.4f}  lr {last.fields['lr']:.2e}  "
-            f"{rate:.1f} images/s  data wait {waiting:.0%}  {_clock(remaining)} left",
-            highlight=False,
-            soft_wrap=True,
-        )
+        if self._world.is_main:
+            self._bar.update(self._task, speed=speed)
+            skipped = f"skipped {self.skipped}  " if self.skipped else ""
+            self._console.print(
+                f"step {last.step}/{self._total}  loss {losses[-1]:.4f}  lr {last.fields['lr']:.2e}  "
+                f"{speed}  {skipped}data wait {shared['data_wait']:.0%}  {_clock(remaining)} left",
+                highlight=False,
+                soft_wrap=True,
+            )
         self.losses += losses
         self.seconds += seconds
         self._pending.clear()
         self._data_seconds = 0.0
         self._since = now
+
+    def _speed(self, seconds: float) -> tuple[dict[str, float], str]:
+        """Of the steps since the last report: for metrics.jsonl, and for people."""
+        images = self._batch_size * len(self._pending) / seconds
+        tokens = sum(record.tokens for record in self._pending) / seconds
+        flops = sum(record.flops for record in self._pending) / seconds
+        shared = {"images_per_s": round(images, 2), "data_wait": round(self._data_seconds / seconds, 4)}
+        parts = [f"{images:.1f} images/s"]
+        if tokens:
+            shared["tokens_per_s"] = round(tokens)
+            parts.append(f"{tokens:.3g} tokens/s" if tokens < 1000 else f"{tokens / 1000:.3g}k tokens/s")
+        if flops:
+            shared["flop_per_s"] = round(flops)
+            parts.append(_flop_rate(flops))
+        if flops and self._peak:
+            shared["mfu"] = round(flops / self._peak, 4)
+            parts[-1] = f"MFU {flops / self._peak:.1%}"
+        return shared, "  ".join(parts)
+
+    def _check_finite(self, step: int, loss: float) -> None:
+        if math.isfinite(loss):
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        if not self._skip:
+            raise NonFiniteLossError(f"the loss is {loss} at step {step}")
+        if self._in_a_row >= MOST_SKIPPED:
+            raise NonFiniteLossError(f"the loss is {loss} at step {step}, the {self._in_a_row}th in a row")
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last report, such as a checkpoint, out of the timing."""
@@ -114,7 +177,24 @@ class TrainingLog:
             return
         with self._path.open("a", encoding="utf-8") as file:
             for record, loss in zip(self._pending, losses, strict=True):
-                file.write(json.dumps({"step": record.step, "loss": loss, **record.fields, **shared}) + "\n")
+                value = loss if math.isfinite(loss) else None
+                row = {"step": record.step, "loss": value, **record.fields, **shared}
+                file.write(json.dumps(row) + "\n")
+                if self._scalars:
+                    for name, value in row.items():
+                        if name != "step" and value is not None:
+                            self._scalars.add_scalar(name, value, record.step)
+
+
+def scalar_writer(folder: Path, start: int) -> Any:
+    """TensorBoard's; what it holds after step `start` is dropped. Raises ValueError where TensorBoard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "tensorboard: it is not installed; `pip install 'jepa-fast[tensorboard]'` brings it"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 def keep_rows(path: Path, last_step: int) -> None:
@@ -134,9 +214,11 @@ def keep_rows(path: Path, last_step: int) -> None:
     os.replace(partial, path)
 
 
-def _check_finite(step: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise NonFiniteLossError(f"the loss is {loss} at step {step}")
+def _flop_rate(flops: float) -> str:
+    for unit, size in (("PFLOP/s", 1e15), ("TFLOP/s", 1e12)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}"
+    return f"{flops / 1e9:.3g} GFLOP/s"
 
 
 def _clock(seconds: float) -> str:

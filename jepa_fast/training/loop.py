@@ -8,7 +8,7 @@ wherever in an epoch that was.
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +17,28 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from jepa_fast.data import CropDataset, EpochBatches, normalize, stream_seed
-from jepa_fast.masks import MultiBlockMasks
+from jepa_fast.data import RawBatch, StepBatches
 from jepa_fast.training import schedules, setup
 from jepa_fast.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
 from jepa_fast.training.config import TrainConfig
+from jepa_fast.training.engine import Engine, StepFactory
+from jepa_fast.training.flops import peak_flops, step_flops
 from jepa_fast.training.log import NonFiniteLossError, StepRecord, TrainingLog
-from jepa_fast.training.step import IJEPAStep, TrainingStep
+from jepa_fast.training.step import TrainingStep
+from jepa_fast.training.systems import System, make_system
+from jepa_fast.training.world import World, join
 
-__all__ = ["NonFiniteLossError", "StepFactory", "TrainConfig", "TrainResult", "TrainingStep", "train"]
+__all__ = [
+    "NonFiniteLossError", "StepFactory", "TerminatedError", "TrainConfig", "TrainResult", "TrainingStep", "train",
+]  # fmt: skip
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-StepFactory = Callable[..., TrainingStep]  # called as factory(model, precision=...)
+class TerminatedError(Exception):
+    """The run was asked to end by SIGTERM, and a checkpoint is written; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class TrainResult:
     first_step: int
     """The step, counted from 0, that `losses` starts at."""
     losses: list[float]
-    """One per step."""
+    """One per step, the mean over all processes."""
     seconds: float
     """Wall time of the steps, without checkpoints."""
     images_per_second: float
@@ -51,6 +58,8 @@ class TrainResult:
     """Files that could not be read, with the reason."""
     checkpoint: Path | None
     """The last one, if there is an output folder."""
+    skipped_steps: int = 0
+    """Steps that a loss that is not finite left out."""
 
 
 def train(
@@ -58,34 +67,35 @@ def train(
 ) -> TrainResult:
     """Trains as `config` says. Seeds torch's global generators and draws from them.
 
-    `step_factory(model, precision=...)` makes the training step, by default `IJEPAStep`. The log goes
-    to `console`, by default standard error.
+    `step_factory(model, precision=...)` makes the training step, by default that of the model's system. The log goes to
+    `console`, by default standard error. Under torchrun every process calls this; the first one writes.
 
     Raises ValueError or FileNotFoundError, naming the field, before the first step when the
     configuration cannot be carried out; NonFiniteLossError when the loss becomes infinite or not a
     number (the last checkpoint is from before); OSError when a checkpoint cannot be written;
-    KeyboardInterrupt on Ctrl-C, once the step is done and a checkpoint written.
+    KeyboardInterrupt on Ctrl-C and TerminatedError on SIGTERM, once the step is done and a checkpoint written.
     """
     if step_factory is None and config.engine != "fast":
         raise ValueError(f"engine: {config.engine} needs a step_factory")
+    world = join(setup.choose_device(config.device))
+    setup.check_world(config, world)
     console = console or Console(stderr=True)
-    device = setup.choose_device(config.device)
     source = setup.checkpoint_to_resume(config)
     saved = load_checkpoint(source, required=("step", "plan", "data", "training", "rng")) if source else None
-    if config.output:
+    if config.output and world.is_main:
         setup.check_output(config.output, source)
+    world.barrier()
 
     torch.manual_seed(config.seed)
-    model = setup.make_model(config)
-    masks = setup.make_masks(model)
-    if config.output:
-        setup.check_free_space(config.output, model, config.keep_checkpoints)
-    dataset = setup.open_data(config, model.config.image_size)
-    plan = setup.make_plan(config, image_size=model.config.image_size, samples=len(dataset))
-    engine = (step_factory or IJEPAStep)(
-        model.to(device), precision=setup.choose_precision(config.precision, device)
-    )
-    identity = setup.data_identity(dataset)
+    system = make_system(config)
+    if config.output and world.is_main:
+        setup.check_free_space(config.output, system.model, config.keep_checkpoints)
+    data = setup.open_data(config, system)
+    subset = setup.training_part(config, data)
+    plan = setup.make_plan(config, system=system, samples=len(subset))
+    precision = setup.choose_precision(config.precision, world.device)
+    engine = Engine(system.model.to(world.device), step_factory or system.step, config, precision, world)
+    identity = setup.data_identity(data, len(subset))
     start = 0
     if source and saved:
         setup.check_same_run(saved, plan, identity, source)
@@ -93,21 +103,37 @@ def train(
         engine.load_state_dict(saved["training"])
         _restore_rng(saved["rng"])
 
-    if dataset.skipped:
-        console.print(f"samples: {len(dataset)}, files skipped: {len(dataset.skipped)}", highlight=False)
+    if data.skipped and world.is_main:
+        console.print(f"samples: {len(data)}, files skipped: {len(data.skipped)}", highlight=False)
+    batches = StepBatches(
+        data, config.batch_size, system.kinds, seed=config.seed, sampler=system.sampler,
+        share=world.share(config.batch_size), subset=subset,
+    )  # fmt: skip
+    peak = peak_flops(world.device, precision)
     log = TrainingLog(
-        config.output, start=start, total=plan["steps"], batch_size=config.batch_size, console=console
+        config.output,
+        start=start,
+        total=plan["steps"],
+        batch_size=config.batch_size,
+        console=console,
+        world=world,
+        skip=config.nonfinite == "skip",
+        peak=None if peak is None else peak * world.size,
+        tensorboard=config.tensorboard,
     )
     checkpoint = source
+    known = len(data.skipped)
     # Worker processes are forked here, before the log draws its bar from a thread.
-    batches = iter(_loader(config, dataset, device, start=start, stop=plan["steps"]))
-    with log, _ctrl_c() as ctrl_c:
+    loaded = iter(_loader(config, batches, world.device, start=start, stop=plan["steps"]))
+    with log, _signals() as received:
         waiting_since = time.monotonic()
-        for done, images in enumerate(batches, start + 1):
+        for done, raw in enumerate(loaded, start + 1):
             data_seconds = time.monotonic() - waiting_since
-            record = _train_step(engine, plan, masks, images, done - 1, device)
-            stopping = ctrl_c.is_set()
-            last = done == plan["steps"] or stopping
+            record = _train_step(engine, plan, system, raw, done - 1, world)
+            # Processes tell each other of a signal where they wait for each other anyway.
+            meeting = world.size == 1 or done % config.log_every == 0
+            stopping = world.any(max(received, default=0)) if meeting else 0
+            last = done == plan["steps"] or stopping > 0
             saving = config.output is not None and (last or done % config.checkpoint_every == 0)
             try:
                 log.add(record, data_seconds)
@@ -124,37 +150,37 @@ def train(
                     "training": engine.state_dict(),
                     "rng": _rng_state(),
                 }
-                save_checkpoint(checkpoint, state)
-                prune_checkpoints(config.output, config.keep_checkpoints)
+                if world.is_main:
+                    save_checkpoint(checkpoint, state)
+                    prune_checkpoints(config.output, config.keep_checkpoints)
                 log.restart_clock()
             if stopping and done < plan["steps"]:
-                console.print(
-                    f"stopped after step {done}; checkpoint: {checkpoint}", highlight=False, soft_wrap=True
-                )
+                message = f"stopped after step {done}; checkpoint: {checkpoint}"
+                if world.is_main:
+                    console.print(message, highlight=False, soft_wrap=True)
+                if stopping == signal.SIGTERM:
+                    raise TerminatedError(message)
                 raise KeyboardInterrupt
             waiting_since = time.monotonic()
+    if len(data.skipped) > known and world.is_main:
+        console.print(f"samples: {len(data)}, files skipped: {len(data.skipped)}", highlight=False)
+    world.barrier()
     return TrainResult(
-        step=engine,
+        step=engine.step_,
         first_step=start,
         losses=log.losses,
         seconds=log.seconds,
         images_per_second=config.batch_size * len(log.losses) / log.seconds if log.losses else 0.0,
-        skipped=dataset.skipped,
+        skipped=data.skipped,
         checkpoint=checkpoint,
+        skipped_steps=log.skipped,
     )
 
 
 def _train_step(
-    engine: TrainingStep,
-    plan: dict[str, Any],
-    sampler: MultiBlockMasks,
-    images: Tensor,
-    step: int,
-    device: torch.device,
+    engine: Engine, plan: dict[str, Any], system: System, raw: RawBatch, step: int, world: World
 ) -> StepRecord:
-    """Training step `step`, counted from 0, on `images`, uint8 [B, 3, H, W]."""
-    generator = torch.Generator().manual_seed(stream_seed(plan["seed"], "masks", step))
-    masks = sampler.sample(len(images), step, generator).to(device, non_blocking=True)
+    """Training step `step`, counted from 0."""
     rates = {
         "lr": schedules.learning_rate(
             step,
@@ -171,46 +197,58 @@ def _train_step(
             step, total_steps=plan["steps"], start=plan["momentum"], final=plan["final_momentum"]
         ),
     }
-    loss = engine.step(normalize(images.to(device, non_blocking=True)), masks, **rates)
-    tokens = {"context_tokens": masks.context.shape[1], "target_tokens": masks.target.shape[1]}
-    return StepRecord(step + 1, loss, {**rates, **tokens})
+    raw = raw.to(world.device)
+    pixels = system.arrange(raw.views(system.kinds))
+    loss = engine.step(pixels, raw.masks, rates)
+    fields: dict[str, Any] = dict(rates)
+    if hasattr(raw.masks, "context"):
+        fields |= {"context_tokens": raw.masks.context.shape[1], "target_tokens": raw.masks.target.shape[1]}
+    has_teacher = getattr(engine.step_, "teacher", None) is not None
+    tokens, flops = step_flops(system.model, has_teacher, pixels, raw.masks)
+    return StepRecord(step + 1, loss, fields, tokens * world.size, flops * world.size)
 
 
 def _loader(
-    config: TrainConfig, dataset: CropDataset, device: torch.device, *, start: int, stop: int
-) -> DataLoader[Tensor]:
+    config: TrainConfig, batches: StepBatches, device: torch.device, *, start: int, stop: int
+) -> DataLoader[RawBatch]:
     return DataLoader(
-        dataset,
-        batch_sampler=EpochBatches(len(dataset), config.batch_size, seed=config.seed, start=start, stop=stop),
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
         num_workers=setup.choose_workers(config.workers, device),
         pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # seeds the workers' own; without it, the global one would be drawn from
     )
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Ctrl-C goes to every process of the group; the main one ends the workers when it is done."""
+def _ignore_signals(worker: int) -> None:
+    """They go to every process of the group; the main one ends the workers when it is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; a second one interrupts at once, as usual."""
-    pressed = threading.Event()
+def _signals() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C or SIGTERM is added to; a second one acts at once, as usual."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only that one gets signals
-        yield pressed
+        yield received
         return
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def press(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, previous)
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
 
-    previous = signal.signal(signal.SIGINT, press)
+    for number in _SIGNALS:
+        signal.signal(number, note)
     try:
-        yield pressed
+        yield received
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _rng_state() -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """What a run needs before its first step; everything here refuses bad input by the name of its field."""
 
+import math
 import os
 import shutil
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from jepa_fast import models
-from jepa_fast.data import CropDataset, open_folder, sample_clips_folder
-from jepa_fast.masks import MultiBlockMasks
-from jepa_fast.models import IJEPA
+from jepa_fast.data import SPLITS, Source, open_source
+from jepa_fast.data.augment import least_edge
 from jepa_fast.training.checkpoint import latest_checkpoint, list_checkpoints
 from jepa_fast.training.config import PUBLISHED_WARMUP, TrainConfig
 from jepa_fast.training.log import METRICS_NAME
-from jepa_fast.training.step import Precision
+from jepa_fast.training.systems import System
+from jepa_fast.training.world import World
 
 MAX_AUTO_WORKERS = 8
 
@@ -31,7 +32,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
+def choose_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -44,31 +45,27 @@ def choose_workers(number: int | None, device: torch.device) -> int:
     return min(MAX_AUTO_WORKERS, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
-def make_model(config: TrainConfig) -> IJEPA:
-    if config.model not in models.names():
-        raise ValueError(f"model: expected one of {', '.join(models.names())}, got {config.model}")
-    overrides = {} if config.image_size is None else {"image_size": config.image_size}
-    return models.create(config.model, **overrides)
-
-
-def make_masks(model: IJEPA) -> MultiBlockMasks:
-    try:
-        return MultiBlockMasks(model.config.image_size // model.config.patch_size)
-    except ValueError as error:  # about the grid, which the image size decides
-        raise ValueError(f"image_size: {model.config.image_size} is too small: {error}") from error
-
-
-def open_data(config: TrainConfig, image_size: int) -> CropDataset:
-    return open_folder(
-        sample_clips_folder() if config.data == "sample" else config.data,
-        image_size=image_size,
-        seed=config.seed,
+def open_data(config: TrainConfig, system: System) -> Source:
+    return open_source(
+        config.data,
+        short_side=math.ceil(least_edge(system.kinds)),
+        frames=system.frames,
         frame_stride=config.frame_stride,
         frame_memory=config.frame_memory << 20,
     )
 
 
-def make_plan(config: TrainConfig, *, image_size: int, samples: int) -> dict[str, Any]:
+def training_part(config: TrainConfig, source: Source) -> list[int]:
+    """The samples to train on: where the source has splits, those of its training part."""
+    if config.split == "all" or source.splits is None:
+        return list(range(len(source)))
+    part = (source.splits == SPLITS.index("train")).nonzero().flatten().tolist()
+    if not part:
+        raise ValueError(f"split: expected all, as {config.data} has no training part, got train")
+    return part
+
+
+def make_plan(config: TrainConfig, *, system: System, samples: int) -> dict[str, Any]:
     """All that decides what is computed, apart from the data: what a resumed run must have in common."""
     if config.batch_size > samples:
         raise ValueError(
@@ -84,8 +81,17 @@ def make_plan(config: TrainConfig, *, image_size: int, samples: int) -> dict[str
         )
     return {
         "model": config.model,
-        "image_size": image_size,
+        "model_options": dict(config.model_options),
+        "image_size": system.image_size,
+        "frames": None if system.frames == 1 else system.frames,
+        "local_size": system.kinds[1].size if len(system.kinds) > 1 else None,
+        "views": [list(astuple(kind)) for kind in system.kinds],
+        "min_keep": config.min_keep,
+        "ragged": config.ragged,
+        "sigreg_weight": config.sigreg_weight,
+        "sigreg_slices": config.sigreg_slices,
         "batch_size": config.batch_size,
+        "max_norm": config.max_norm,
         "seed": config.seed,
         "steps": total_steps,
         "warmup_steps": warmup_steps,
@@ -109,8 +115,19 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
     return latest_checkpoint(config.output)
 
 
-def data_identity(dataset: CropDataset) -> dict[str, Any]:
-    return {"samples": len(dataset), "fingerprint": dataset.fingerprint}
+def data_identity(source: Source, samples: int) -> dict[str, Any]:
+    return {"samples": samples, "fingerprint": source.fingerprint}
+
+
+def check_world(config: TrainConfig, world: World) -> None:
+    """Refuses a batch that the processes, and the parts of a step, cannot share evenly."""
+    if config.batch_size % (world.size * config.accumulate):
+        raise ValueError(
+            f"batch_size: expected a multiple of {world.size} processes times accumulate = {config.accumulate}, "
+            f"got {config.batch_size}"
+        )
+    if config.cuda_graph and (world.device.type != "cuda" or world.size > 1):
+        raise ValueError(f"cuda_graph: expected one process on CUDA, got {world.size} on {world.device.type}")
 
 
 def check_same_run(
@@ -119,11 +136,16 @@ def check_same_run(
     """Refuses to continue the checkpoint `saved`, read from `source`, with another plan or other data."""
     for name, value in plan.items():
         before = saved["plan"].get(name)
-        if before != value:
+        if name in saved["plan"] and _plain(before) != _plain(value):
             raise ValueError(f"{name}: {source} was trained with {before!r}, got {value!r}")
     if saved["data"] != identity:
         before, now = saved["data"]["samples"], identity["samples"]
         raise ValueError(f"data: {source} was trained on {before} samples, got {now} others")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as a checkpoint may hold either."""
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def check_output(folder: Path, source: Path | None) -> None:

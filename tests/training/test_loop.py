@@ -29,7 +29,8 @@ def test_a_step_is_given_the_batch_masks_and_rates_of_its_number(train_noting: T
     assert len(result.step.calls) == len(result.losses) == 6
     for step, call in enumerate(result.step.calls):
         crops = torch.stack([dataset[key] for key in batches.batch(step)])
-        assert torch.equal(call["pixels"], normalize(crops))
+        # Pillow rounds to 8 bits after each of its two passes, and its weights to 22.
+        assert ((call["pixels"] - normalize(crops)).abs() * 255 * 0.229).max() < 1.5
         assert call["masks"].context.shape[0] == 4
         assert call["masks"].target.shape[0] == 16
         assert call["masks"].target.dtype == torch.int64

@@ -144,16 +144,16 @@ TRAIN = """
 import sys, time, torch
 from jepa_fast import models
 from jepa_fast.commands.main import main
-from jepa_fast.training import loop
+from jepa_fast.training import systems
 create = models.create
 small = {"depth": 1, "predictor_depth": 1, "predictor_dim": 96}
 models.create = lambda name, **options: create(name, **small, **options)
 torch.set_num_threads(1)
-class Slow(loop.IJEPAStep):
-    def step(self, *inputs, **rates):
+class Slow(systems.IJEPAStep):
+    def update(self, **rates):
         time.sleep(0.15)
-        return super().step(*inputs, **rates)
-loop.IJEPAStep = Slow
+        super().update(**rates)
+systems.IJEPAStep = Slow
 main(sys.argv[1:])
 """
 

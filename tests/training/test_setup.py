@@ -1,5 +1,6 @@
 """Bad configurations are refused before anything is trained, by the name of the field."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from jepa_fast.training import setup
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.loop import train
+from jepa_fast.training.systems import make_system
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -36,7 +38,14 @@ MakeConfig = Callable[..., TrainConfig]
         ("momentum", 1.5, "0 to 1"),
         ("final_momentum", float("nan"), "0 to 1"),
         ("seed", -1, "0 to 2**63 - 1"),
-        ("precision", "float16", "auto or float32 or bfloat16"),
+        ("precision", "float16", "auto or float32 or bfloat16 or pure_bfloat16"),
+        ("parallel", "tp", "ddp or fsdp"),
+        ("nonfinite", "ignore", "stop or skip"),
+        ("split", "test", "train or all"),
+        ("accumulate", 3, "a divisor of batch_size = 16"),
+        ("max_norm", 0.0, "a finite number above 0"),
+        ("crop_scale", (0.0, 1.0), "0 < low <= high <= 1"),
+        ("flip", 1.5, "0 to 1"),
         ("device", "tpu", "auto or cpu or cuda"),
         ("engine", "slow", "fast or eager"),
     ],
@@ -52,7 +61,9 @@ def test_the_defaults_are_the_published_ones() -> None:
     assert (config.start_lr, config.lr, config.final_lr) == (2e-4, 1e-3, 1e-6)
     assert (config.weight_decay, config.final_weight_decay) == (0.04, 0.4)
     assert (config.momentum, config.final_momentum) == (0.996, 1.0)
-    plan = setup.make_plan(TrainConfig(batch_size=2048), image_size=224, samples=1_281_167)
+    config = TrainConfig(batch_size=2048, model="ijepa_vitt16")
+    plan = setup.make_plan(config, system=make_system(config), samples=1_281_167)
+    assert plan["image_size"] == 224
     assert plan["steps"] == 300 * 625
     assert plan["warmup_steps"] == 40 * 625
 
@@ -126,14 +137,14 @@ def test_precision_on_the_cpu() -> None:
     assert [setup.choose_precision(name, cpu) for name in ("auto", "bfloat16")] == ["float32", "bfloat16"]
 
 
-def test_the_sample_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
-    monkeypatch.setattr(setup, "sample_clips_folder", lambda: Path("clips"))
-    monkeypatch.setattr(setup, "open_folder", lambda path, **options: asked.append((path, options)))
-    setup.open_data(TrainConfig(frame_stride=3, frame_memory=2, seed=4), 96)
-    setup.open_data(TrainConfig(data="photos"), 96)
-    assert asked[0] == (
-        Path("clips"),
-        {"image_size": 96, "seed": 4, "frame_stride": 3, "frame_memory": 2 << 20},
+def test_the_data_is_opened_for_the_views_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(setup, "open_source", lambda data, **options: asked.append((data, options)))
+    config = TrainConfig(
+        data="photos", model="ijepa_vitt8_128", image_size=96, frame_stride=3, frame_memory=2
     )
-    assert asked[1][0] == "photos"
+    setup.open_data(config, make_system(config))
+    # The smallest crop covers 0.3 of the area, 3 : 4 high.
+    side = math.ceil(96 / math.sqrt(0.3 * 0.75))
+    options = {"short_side": side, "frames": 1, "frame_stride": 3, "frame_memory": 2 << 20}
+    assert asked == [("photos", options)]

@@ -1,0 +1,231 @@
+"""What goes round a step: parts, recomputation, compilation, precision, guards, and what it costs the host."""
+
+import builtins
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from jepa_fast.nn.block import Blocks
+from jepa_fast.training import engine, loop
+from jepa_fast.training.flops import network_flops, step_flops
+from jepa_fast.training.log import MOST_SKIPPED
+from jepa_fast.training.systems import make_system
+
+Train = Callable[..., Any]
+SMALL = {"depth": 1, "predictor_depth": 1, "predictor_dim": 96}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_parts_of_a_step_are_the_step(train_small: Train, precision: str) -> None:
+    whole = train_small(output=None, precision=precision)
+    parts = train_small(output=None, precision=precision, accumulate=4)
+    assert parts.losses == pytest.approx(whole.losses, rel=2e-4 if precision == "float32" else 2e-2)
+
+
+def test_recomputed_blocks_give_the_same_bits(train_small: Train) -> None:
+    assert train_small(output=None, checkpoint_activations=True).losses == train_small(output=None).losses
+
+
+def test_compiled_networks_give_the_same_losses(train_small: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tracing is what our code takes part in; what inductor makes of the graph is its own.
+    monkeypatch.setattr(engine, "COMPILER", "aot_eager")
+    compiled = train_small(output=None, steps=3, compile=True)
+    assert compiled.losses == pytest.approx(train_small(output=None, steps=3).losses, rel=2e-4)
+
+
+def test_pure_bfloat16_keeps_float32_weights_alone(
+    train_small: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: set[torch.dtype] = set()
+    forward = Blocks._call
+    monkeypatch.setattr(
+        Blocks,
+        "_call",
+        lambda self, block, *inputs: streams.add(inputs[1].dtype) or forward(self, block, *inputs),
+    )
+    pure = train_small(output=None, precision="pure_bfloat16")
+    assert streams == {torch.bfloat16}
+    assert {p.dtype for p in pure.step.model.parameters()} == {torch.float32}
+    moments = [value["exp_avg"].dtype for value in pure.step.optimizer.state.values()]
+    assert set(moments) == {torch.float32}
+    assert pure.losses == pytest.approx(train_small(output=None).losses, rel=3e-2)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        if name.startswith(("aten._local_scalar_dense", "aten.is_nonzero", "aten.nonzero")):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_step_waits_for_the_device(
+    train_small: Train, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Between reports nothing is read back: neither a loss nor a norm nor a mask."""
+    monkeypatch.setattr(
+        "jepa_fast.training.step.check_batch", lambda *inputs: None
+    )  # reads masks on the CPU alone
+    counts: list[list[str]] = []
+    step = loop._train_step
+
+    def counted(*inputs: Any) -> Any:
+        with Reads() as reads:
+            record = step(*inputs)
+        counts.append(reads.found)
+        return record
+
+    monkeypatch.setattr(loop, "_train_step", counted)
+    train_small(output=None, precision=precision, nonfinite="skip", max_norm=1.0)
+    assert len(counts) == 6
+    assert counts[2:] == [[]] * 4  # the first two lay out the optimizer
+
+
+def test_the_log_does_not_look_at_losses_between_reports(
+    train_noting: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    flush = loop.TrainingLog.flush
+    monkeypatch.setattr(
+        loop.TrainingLog, "flush", lambda self: looked.append(len(self._pending)) or flush(self)
+    )
+    add = loop.TrainingLog.add
+
+    def counted(self: Any, *inputs: Any) -> None:
+        with Reads() as reads:
+            add(self, *inputs)
+        assert reads.found == []
+
+    monkeypatch.setattr(loop.TrainingLog, "add", counted)
+    train_noting(output=None, log_every=4)
+    assert looked == [4, 2]
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Steps, counted from 1, whose pixels are not numbers."""
+    original = loop._train_step
+
+    def train_step(engine: Any, plan: Any, system: Any, raw: Any, step: int, world: Any) -> Any:
+        if step + 1 in steps:
+            raw.parameters[0][0, 0, 5] = math.nan  # brightness of the first picture
+        return original(engine, plan, system, raw, step, world)
+
+    monkeypatch.setattr(loop, "_train_step", train_step)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_on_request(
+    train_small: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: io.StringIO
+) -> None:
+    poisoned(monkeypatch, {3})
+    result = train_small(nonfinite="skip", colour=1.0, log_every=3)
+    assert [math.isfinite(loss) for loss in result.losses] == [True, True, False, True, True, True]
+    assert result.skipped_steps == 1
+    assert int(result.step.optimizer.skipped_steps) == 1
+    assert "skipped 1" in log.getvalue()
+    assert all(p.isfinite().all() for p in result.step.model.parameters())
+    assert '"step": 3, "loss": null' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_losses_that_stay_so_end_the_run(train_small: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    poisoned(monkeypatch, set(range(2, 100)))
+    with pytest.raises(
+        loop.NonFiniteLossError, match=rf"the {MOST_SKIPPED}th in a row; last checkpoint: None"
+    ):
+        train_small(nonfinite="skip", colour=1.0, output=None, steps=40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 2}, "accumulate: 2 needs engine fast"),
+        ({"compile": True}, "compile: True needs engine fast"),
+        ({"nonfinite": "skip"}, "nonfinite: skip needs engine fast"),
+        ({"max_norm": 1.0}, "max_norm: 1.0 needs engine fast"),
+        ({"precision": "pure_bfloat16"}, "precision: pure_bfloat16 needs engine fast"),
+        ({"cuda_graph": True}, "cuda_graph: expected one process on CUDA, got 1 on cpu"),
+    ],
+)
+def test_what_a_step_cannot_do_is_refused(train_noting: Train, changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_noting(output=None, **changes)
+
+
+def test_scalars_for_tensorboard(train_noting: Train, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is not installed"
+    )
+    straight = train_noting(tensorboard=True, checkpoint_every=4)
+    (tmp_path / "run" / "step_00000006.safetensors").unlink()
+    train_noting(tensorboard=True, resume="latest")
+    events = accumulator.EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert {"loss", "lr", "images_per_s", "tokens_per_s"} <= set(events.Tags()["scalars"])
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    assert losses == pytest.approx(dict(enumerate(straight.losses, 1)))
+
+
+def test_tensorboard_that_is_missing_is_named(train_noting: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def fail(name: str, *inputs: Any, **options: Any) -> Any:
+        if name.startswith("torch.utils.tensorboard"):
+            raise ImportError(name)
+        return real(name, *inputs, **options)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(
+        ValueError, match=r"tensorboard: it is not installed; `pip install 'jepa-fast\[tensorboard\]'"
+    ):
+        train_noting(tensorboard=True)
+
+
+def test_operations_are_counted_by_hand(config: Any) -> None:
+    system = make_system(config(model_options=SMALL, image_size=80))
+    encoder, predictor = system.model.encoder, system.model.predictor
+    # One block of width 192 and an MLP of 768: 12 * 192**2 weights; 4 * 192 * N for attention.
+    assert network_flops(encoder, 2, 100) == 2 * 100 * (2 * 12 * 192**2 + 4 * 192 * 100)
+    masks = system.sampler(4, 0, torch.Generator().manual_seed(0))
+    tokens, flops = step_flops(system.model, True, torch.zeros(4, 3, 80, 80), masks)
+    context, target = masks.context.shape[1], masks.target.shape[1]
+    assert tokens == 4 * 100 + 4 * context
+    teacher = network_flops(encoder, 4, 100) + 2 * 4 * 100 * 192 * 192
+    student = network_flops(encoder, 4, context) + network_flops(predictor, 16, context + target)
+    assert flops == teacher + 3 * student
+
+
+@pytest.mark.gpu
+def test_a_captured_step_trains_as_the_step(train_small: Train) -> None:
+    """Every shape of a batch is captured at its second sight; the rates of each step reach its replay."""
+    plain = train_small(output=None, device="cuda", precision="bfloat16", steps=40, workers=0)
+    captured = train_small(
+        output=None, device="cuda", precision="bfloat16", steps=40, workers=0, cuda_graph=True
+    )
+    assert captured.losses == pytest.approx(plain.losses, rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_the_gpu(train_small: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop._train_step
+
+    def strict(*inputs: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error" if inputs[4] > 2 else "default")
+        try:
+            return step(*inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop, "_train_step", strict)
+    assert len(train_small(output=None, device="cuda", precision="bfloat16").losses) == 6
