@@ -41,7 +41,11 @@ def optimize_(
     for name, module in list(model.named_modules()):
         kind = type(module).__name__
         current = adapter_of(module)
-        candidates = [adapter for adapter in ADAPTERS if adapter.matches(type(module))]
+        candidates = [
+            adapter
+            for adapter in ADAPTERS
+            if adapter.matches(type(module)) and adapter.corrected in (None, config.corrected)
+        ]
         if current is not None:
             entries.append(Entry(name, kind, current.title))
         elif candidates:
@@ -84,7 +88,12 @@ def _optimize_one(
             swap(module, adapter)
             return Entry(name, kind, adapter.title)
         refusals.append(reasons)
-    return Entry(name, kind, None, tuple(min(refusals, key=len)))
+    return Entry(name, kind, None, tuple(min(refusals, key=_distance)))
+
+
+def _distance(reasons: list[str]) -> tuple[int, int]:
+    """Of a module from what an adapter expects: first by attributes that are missing."""
+    return sum(reason.startswith("expected attribute") for reason in reasons), len(reasons)
 
 
 def _why_not(adapter: Adapter, module: nn.Module, config: OptimizeConfig) -> list[str]:
