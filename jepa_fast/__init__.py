@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jepa_fast import models as models
+    from jepa_fast.accelerate import OptimizeConfig as OptimizeConfig
+    from jepa_fast.accelerate import Report as Report
+    from jepa_fast.accelerate import optimize_ as optimize_
+    from jepa_fast.accelerate import restore_ as restore_
+    from jepa_fast.accelerate import verify as verify
     from jepa_fast.kernels.adamw_ema.api import AdamWEMA as AdamWEMA
     from jepa_fast.kernels.adamw_ema.api import adamw_ema_step_ as adamw_ema_step_
     from jepa_fast.kernels.attention.api import masked_attention as masked_attention
@@ -41,6 +46,8 @@ _HOMES = {
     "AdamWEMA": "jepa_fast.kernels.adamw_ema.api",
     "BlockCausal": "jepa_fast.kernels.attention.masks",
     "BlockSparse": "jepa_fast.kernels.attention.masks",
+    "OptimizeConfig": "jepa_fast.accelerate",
+    "Report": "jepa_fast.accelerate",
     "Rope3D": "jepa_fast.kernels.rope.positions",
     "Varlen": "jepa_fast.kernels.attention.masks",
     "adamw_ema_step_": "jepa_fast.kernels.adamw_ema.api",
@@ -57,12 +64,15 @@ _HOMES = {
     "layer_norm": "jepa_fast.kernels.layer_norm.api",
     "masked_attention": "jepa_fast.kernels.attention.api",
     "masked_patch_embed": "jepa_fast.kernels.patch_embed.api",
+    "optimize_": "jepa_fast.accelerate",
     "pack_tokens": "jepa_fast.kernels.token_routing.api",
     "patchify": "jepa_fast.kernels.patch_embed.api",
     "rope_3d": "jepa_fast.kernels.rope.api",
+    "restore_": "jepa_fast.accelerate",
     "scaled_dot_product_attention": "jepa_fast.kernels.attention.front_doors",
     "sigreg_loss": "jepa_fast.kernels.sigreg.api",
     "variance_loss": "jepa_fast.kernels.covariance.api",
+    "verify": "jepa_fast.accelerate",
     "vicreg_loss": "jepa_fast.kernels.covariance.api",
 }
 _SUBPACKAGES = ("models",)
@@ -71,6 +81,8 @@ __all__ = [
     "AdamWEMA",
     "BlockCausal",
     "BlockSparse",
+    "OptimizeConfig",
+    "Report",
     "Rope3D",
     "Varlen",
     "adamw_ema_step_",
@@ -88,12 +100,15 @@ __all__ = [
     "masked_attention",
     "masked_patch_embed",
     "models",
+    "optimize_",
     "pack_tokens",
     "patchify",
+    "restore_",
     "rope_3d",
     "scaled_dot_product_attention",
     "sigreg_loss",
     "variance_loss",
+    "verify",
     "vicreg_loss",
 ]
 

@@ -1,0 +1,204 @@
+"""VICReg and Barlow Twins as the code bases write them. Where a batch is spread over processes they gather in ways of
+their own, and keep doing so."""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from jepa_fast.kernels.covariance.api import barlow_twins_loss, covariance_loss, variance_loss, vicreg_loss
+
+from ..adapter import Adapter, Sample, draw, original
+
+_EB_JEPA_EPS = 1e-4
+_BARLOW_EPS = 1e-5
+
+
+def alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def served(*views: Tensor) -> bool:
+    """Whether the ops take the views as they are."""
+    first = views[0]
+    return all(
+        view.ndim == 2
+        and view.shape == first.shape
+        and view.dtype == first.dtype
+        and view.is_floating_point()
+        and view.shape[0] > 1
+        and view.shape[1] > 1
+        for view in views
+    )
+
+
+class TwoViews(Adapter):
+    kind = "loss"
+
+    def samples(self, module: Any) -> list[Sample]:
+        return [Sample((draw(9, 6), draw(9, 6)))]
+
+
+class LightlyVICReg(TwoViews):
+    name = "lightly_vicreg"
+    title = "vicreg_loss"
+    class_names = ("VICRegLoss",)
+    attributes = {  # noqa: RUF012
+        "lambda_param": (int, float),
+        "mu_param": (int, float),
+        "nu_param": (int, float),
+        "gather_distributed": bool,
+        "eps": float,
+    }
+    signatures = (("z_a", "z_b"),)
+
+    @staticmethod
+    def forward(self: Any, z_a: Tensor, z_b: Tensor) -> Tensor:
+        if not served(z_a, z_b) or (self.gather_distributed and not alone()):
+            return original(self)(self, z_a, z_b)
+        return vicreg_loss(
+            z_a,
+            z_b,
+            invariance=self.lambda_param,
+            variance=self.mu_param,
+            covariance=self.nu_param,
+            eps=self.eps,
+            normalization="lightly",
+        )
+
+
+class SpreadVICReg(TwoViews):
+    """stable-pretraining, in both layouts: its weights on the module, or those of one view on `vcreg_loss`."""
+
+    name = "stable_pretraining_vicreg"
+    title = "vicreg_loss"
+    class_names = ("VICRegLoss",)
+    attributes = {"sim_coeff": (int, float)}  # noqa: RUF012
+    optional = ("vcreg_loss",)
+    signatures = (("z_i", "z_j"),)
+
+    def more_reasons(self, module: Any) -> list[str]:
+        holder = getattr(module, "vcreg_loss", module)
+        return [
+            f"expected attribute {name}" for name in ("std_coeff", "cov_coeff", "epsilon") if not hasattr(holder, name)
+        ]
+
+    @staticmethod
+    def forward(self: Any, z_i: Tensor, z_j: Tensor) -> Tensor:
+        if not served(z_i, z_j) or not alone():
+            return original(self)(self, z_i, z_j)
+        weights = getattr(self, "vcreg_loss", self)
+        return vicreg_loss(
+            z_i,
+            z_j,
+            invariance=self.sim_coeff,
+            variance=weights.std_coeff,
+            covariance=weights.cov_coeff,
+            eps=weights.epsilon,
+            normalization="stable_pretraining",
+        )
+
+
+class LightlyBarlowTwins(TwoViews):
+    name = "lightly_barlow_twins"
+    title = "barlow_twins_loss"
+    class_names = ("BarlowTwinsLoss",)
+    attributes = {"lambda_param": (int, float), "gather_distributed": bool}  # noqa: RUF012
+    signatures = (("z_a", "z_b"),)
+
+    @staticmethod
+    def forward(self: Any, z_a: Tensor, z_b: Tensor) -> Tensor:
+        if not served(z_a, z_b) or (self.gather_distributed and not alone()):
+            return original(self)(self, z_a, z_b)
+        return barlow_twins_loss(
+            z_a, z_b, off_diagonal=self.lambda_param, eps=_BARLOW_EPS, normalization="lightly"
+        )
+
+
+class SpreadBarlowTwins(TwoViews):
+    name = "stable_pretraining_barlow_twins"
+    title = "barlow_twins_loss"
+    class_names = ("BarlowTwinsLoss",)
+    attributes = {"lambd": (int, float)}  # noqa: RUF012
+    signatures = (("z_i", "z_j"),)
+
+    def more_reasons(self, module: Any) -> list[str]:
+        bn = getattr(module, "bn", None)
+        return ["attribute bn: expected none, the loss normalises by itself"] if isinstance(bn, nn.Module) else []
+
+    @staticmethod
+    def forward(self: Any, z_i: Tensor, z_j: Tensor) -> Tensor:
+        if not served(z_i, z_j) or not alone():
+            return original(self)(self, z_i, z_j)
+        return barlow_twins_loss(
+            z_i, z_j, off_diagonal=self.lambd, eps=_BARLOW_EPS, normalization="stable_pretraining"
+        )
+
+
+class HingeStd(Adapter):
+    """eb_jepa: one view's hinge on the deviations, which VCLoss, VICRegLoss and the regulariser call."""
+
+    name = "eb_jepa_hinge_std"
+    kind = "loss"
+    title = "variance_loss"
+    class_names = ("HingeStdLoss",)
+    attributes = {"std_margin": (int, float)}  # noqa: RUF012
+    signatures = (("x",),)
+
+    def more_reasons(self, module: Any) -> list[str]:
+        return [] if module.std_margin == 1 else [f"attribute std_margin: expected 1, got {module.std_margin}"]
+
+    def samples(self, module: Any) -> list[Sample]:
+        return [Sample((draw(9, 6) * 0.3,))]
+
+    @staticmethod
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return variance_loss(x, eps=_EB_JEPA_EPS) if served(x) else original(self)(self, x)
+
+
+class EBJEPAVICReg(TwoViews):
+    """eb_jepa: it returns its terms one by one, and the modules that form them are replaced."""
+
+    name = "eb_jepa_vicreg"
+    title = "itself, by its two terms"
+    class_names = ("VICRegLoss",)
+    attributes = {  # noqa: RUF012
+        "std_coeff": (int, float),
+        "cov_coeff": (int, float),
+        "std_loss_fn": nn.Module,
+        "cov_loss_fn": nn.Module,
+    }
+    signatures = (("z1", "z2"),)
+
+    @staticmethod
+    def forward(self: Any, z1: Tensor, z2: Tensor) -> Any:
+        return original(self)(self, z1, z2)
+
+
+class Covariance(Adapter):
+    """eb_jepa: the mean over pairs of features."""
+
+    name = "eb_jepa_covariance"
+    kind = "loss"
+    title = "covariance_loss"
+    class_names = ("CovarianceLoss",)
+    attributes: dict[str, Any] = {}  # noqa: RUF012
+    signatures = (("x",),)
+
+    def samples(self, module: Any) -> list[Sample]:
+        return [Sample((draw(9, 6),)), Sample((draw(5, 8),))]
+
+    @staticmethod
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return covariance_loss(x, normalization="eb_jepa") if served(x) else original(self)(self, x)
+
+
+ADAPTERS = (
+    LightlyVICReg(),
+    SpreadVICReg(),
+    LightlyBarlowTwins(),
+    SpreadBarlowTwins(),
+    EBJEPAVICReg(),
+    HingeStd(),
+    Covariance(),
+)
