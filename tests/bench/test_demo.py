@@ -34,7 +34,7 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     config = IJEPAConfig(48, 4, 48, 2, 2, 96, predictor_depth=1, predictor_dim=32)
-    monkeypatch.setitem(models.CONFIGS, "tiny", config)
+    monkeypatch.setitem(models._CONFIGS, "tiny", config)
     monkeypatch.setitem(demo.SIZES, "cpu", TINY)
     monkeypatch.setattr(demo, "OP_SUITES", ("host_cost",))
 
