@@ -321,7 +321,9 @@ def test_the_roofline_is_a_row_for_each_configuration(capsys: pytest.CaptureFixt
     assert run(Codegen(roofline=True, arch=(90, 120))) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     figures = ["90", "200", "4096", "2048", "0", "0", "309/0/200/0", "memory", "25%"]
-    assert [row for row in rows if len(row) == 10] == [[f"op/{name}", *figures] for name in NAMES]
+    assert [row for row in rows if row[:1] != ["kernel"] and len(row) == 10] == [
+        [f"op/{name}", *figures] for name in NAMES
+    ]
 
 
 def test_missing_and_stale_configurations_are_named(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
