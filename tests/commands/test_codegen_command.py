@@ -356,7 +356,7 @@ def test_a_record_of_another_compiler_is_not_compared(
     codegen_records.write(stored, "3.0.0", [record("op", name, arch) for name in NAMES for arch in (80, 90)])
     assert run(Codegen(check=True, arch=(90,))) == 1
     assert "the stored record is from triton 3.0.0: renew it with --update" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="save all ops and architectures at once"):
+    with pytest.raises(UsageError, match="update all ops and architectures at once"):
         run(Codegen(update=True, arch=(90,)))
 
 
