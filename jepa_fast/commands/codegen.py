@@ -9,6 +9,7 @@ from typing import Annotated, NamedTuple
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from jepa_fast.commands import codegen_records, codegen_tables
 from jepa_fast.commands.codegen_cache import Cache
@@ -21,6 +22,8 @@ from jepa_fast.kernels.runtime.configuration import KernelConfiguration
 Configurations = dict[tuple[str, str], KernelConfiguration]  # by op and name
 EXCERPTS = 12
 """Failures whose instructions are printed; each is one more compilation."""
+WIDEST = 160
+"""Columns that a table may take where the output has fewer."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,8 @@ def run(config: Codegen) -> int:
             failures += [(job, failure) for failure in _rotten(job, result, baseline, found)]
     general = _out_of_date(config, stored, jobs, configurations) if config.check and stored else []
 
-    console.print(
-        codegen_tables.roofline(records)
-        if config.roofline
-        else codegen_tables.overview(records, configurations)
-    )
+    table = codegen_tables.roofline(records) if config.roofline else None
+    _print_table(console, table or codegen_tables.overview(records, configurations))
     _print_failures(console, failures, general, configurations)
     count = len(failures) + len(general)
     verdict = f"{count} failures" if count else "passed"
@@ -287,6 +287,11 @@ def _shown(failures: list[Failure]) -> list[str]:
     return [kind for kind in kinds if kind != "loop"] or kinds
 
 
+def _print_table(console: Console, table: Table) -> None:
+    """Wide names stay whole, in a log of 80 columns, too."""
+    Console(width=max(console.width, WIDEST)).print(table)
+
+
 def _place(configuration: KernelConfiguration) -> str:
     """Where the kernel stands: `kernels/ema/triton_ema.py:70: ema_update_kernel`."""
     function = getattr(configuration.kernel, "fn", None)
@@ -307,6 +312,6 @@ def _update(
     after = _by_label([*kept, *records])
     table, counts = codegen_tables.changes(before, after)
     if table.row_count:
-        console.print(table)
+        _print_table(console, table)
     codegen_records.write(path, triton.__version__, after.values())
     return f", saved to {codegen_records.STORED}: {counts}"

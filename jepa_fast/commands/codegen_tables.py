@@ -55,10 +55,10 @@ def roofline(records: Iterable[CodegenRecord]) -> Table:
     """One row per configuration and architecture whose rates are known."""
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.caption = (
-        "Of a block, in one turn of its main loop; *: no loop, in its whole life. Clocks: that an SM takes for it in "
-        "memory / tensor cores / issue / special functions. kernels/runtime/codegen/README.md has the arithmetic."
+        "Of a block, in one turn of its main loop; *: no loop, in its whole life.\n"
+        "Clocks that an SM takes for it: memory/tensor cores/issue/special functions; see kernels/runtime/codegen."
     )
-    table.add_column("kernel", overflow="fold")
+    table.add_column("kernel", no_wrap=True)
     for heading in (
         *("sm", "instruc-\ntions", "bytes\nloaded", "bytes\nstored", "tensor\nflop", "special", "clocks"),
         *("bound", "occu-\npancy"),
@@ -86,7 +86,7 @@ def roofline(records: Iterable[CodegenRecord]) -> Table:
 def changes(before: Mapping[Label, CodegenRecord], after: Mapping[Label, CodegenRecord]) -> tuple[Table, str]:
     """Every figure that changed, and a line that counts the records."""
     table = Table(box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("kernel", overflow="fold")
+    table.add_column("kernel", no_wrap=True)
     for heading in ("sm", "figure", "before", "after"):
         table.add_column(heading, justify="right", no_wrap=True)
     changed = rows = 0

@@ -282,6 +282,7 @@ def _configuration(slopes: bool, multiples: int, tiled: bool, aligned: bool) -> 
         constexprs={"GROUPS": groups, "TAIL": tail, "TILED": tiled, "ROWS": _ROWS, "BLOCK_M": _BLOCK_M},
         divisible_by_16=(*pointers, "slices") if aligned else (),
         num_warps=_NUM_WARPS,
+        sampled=aligned or multiples == _MOST_MULTIPLES,
         expected_load_bits=width,
         expected_store_bits=width,
     )

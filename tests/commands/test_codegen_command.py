@@ -321,7 +321,9 @@ def test_the_roofline_is_a_row_for_each_configuration(capsys: pytest.CaptureFixt
     assert run(Codegen(roofline=True, arch=(90, 120))) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     figures = ["90", "200", "4096", "2048", "0", "0", "309/0/200/0", "memory", "25%"]
-    assert [row for row in rows if len(row) == 10] == [[f"op/{name}", *figures] for name in NAMES]
+    assert [row for row in rows if row[:1] != ["kernel"] and len(row) == 10] == [
+        [f"op/{name}", *figures] for name in NAMES
+    ]
 
 
 def test_missing_and_stale_configurations_are_named(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -354,7 +356,7 @@ def test_a_record_of_another_compiler_is_not_compared(
     codegen_records.write(stored, "3.0.0", [record("op", name, arch) for name in NAMES for arch in (80, 90)])
     assert run(Codegen(check=True, arch=(90,))) == 1
     assert "the stored record is from triton 3.0.0: renew it with --update" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="save all ops and architectures at once"):
+    with pytest.raises(UsageError, match="update all ops and architectures at once"):
         run(Codegen(update=True, arch=(90,)))
 
 

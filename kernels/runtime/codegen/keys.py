@@ -58,7 +58,7 @@ def _dependencies(kernel: FunctionType) -> str:
         if name in found:
             continue
         tree = _tree(function)
-        found[name] = [ast.dump(tree)]
+        found[name] = [_dump(tree)]
         nonlocals = inspect.getclosurevars(function).nonlocals if isinstance(function, FunctionType) else {}
         for text, value in _references(tree, {**_globals(function), **nonlocals}):
             callee = _function(value)
@@ -140,7 +140,7 @@ def _text(value: Any) -> str:
 
 
 def _own(function: Any) -> str:
-    return _digest(ast.dump(_tree(function)))
+    return _digest(_dump(_tree(function)))
 
 
 def _qualified(function: Any) -> str:
@@ -161,6 +161,18 @@ def _tree(function: Callable[..., Any] | type) -> ast.AST:
     return _without_docstrings(tree)
 
 
+def _dump(node: Any) -> str:
+    """The tree as text, the same in every version of Python: what a node does not have is left out."""
+    if isinstance(node, ast.Constant):
+        return f"{type(node.value).__name__}:{node.value!r}"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_dump(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return f"{type(node).__name__}({', '.join(fields)})"
+
+
 def _without_docstrings(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
         if (
@@ -179,10 +191,8 @@ def _compiler(arch: int) -> str:
     from triton._C.libtriton import get_cache_invalidating_env_vars
 
     assembler = knobs.nvidia.ptxas_blackwell if arch >= 100 else knobs.nvidia.ptxas
-    readers = [
-        ast.dump(_without_docstrings(ast.parse(Path(__file__).with_name(name).read_text())))
-        for name in _READERS
-    ]
+    here = Path(__file__)
+    readers = [_dump(_without_docstrings(ast.parse(here.with_name(name).read_text()))) for name in _READERS]
     settings = sorted(get_cache_invalidating_env_vars().items())
     return _digest(triton.__version__, assembler.version, settings, readers)
 
