@@ -143,3 +143,7 @@ def _fail(message: str, code: int) -> int:
     """One line on stderr."""
     print(f"jepa-fast: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":  # torchrun -m
+    main()

@@ -155,7 +155,8 @@ def train(
                     prune_checkpoints(config.output, config.keep_checkpoints)
                 log.restart_clock()
             if stopping and done < plan["steps"]:
-                message = f"stopped after step {done}; checkpoint: {checkpoint}"
+                cause = "SIGTERM: " if stopping == signal.SIGTERM else ""
+                message = f"{cause}stopped after step {done}; checkpoint: {checkpoint}"
                 if world.is_main:
                     console.print(message, highlight=False, soft_wrap=True)
                 if stopping == signal.SIGTERM:
