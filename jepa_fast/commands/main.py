@@ -130,7 +130,11 @@ def _unboxed(complaint: str) -> str:
             break
         if not text.startswith("╭"):
             lines.append(text)
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines))
+    text = " ".join(lines)
+    refusal = re.search(
+        r"Error parsing \w+: (.*?)(?: -{5,}|$)", text
+    )  # what a dataclass says about its fields
+    return refusal[1] if refusal else text
 
 
 def _message(error: Exception) -> str:
