@@ -4,13 +4,12 @@ import numpy as np
 import torch
 from torch import Generator
 
-MOST_VALUES = 2**28  # torch draws 64 bits for a wider range
-
 
 def integers(high: np.ndarray, generator: Generator | None) -> np.ndarray:
     """What `[torch.randint(end, (1,), generator=generator) for end in high]` would draw, int64 like `high`.
 
-    high: exclusive ends, int64 `[n]`, from 1 to 2**28. generator: on the CPU; None is torch's global one.
+    high: exclusive ends, int64 `[n]`, from 1 to 2**28 - 1; torch draws otherwise for wider ranges.
+    generator: on the CPU; None is torch's global one.
 
     A call takes 32 bits of the generator and their remainder by `end`; two of them are one draw of 64 bits.
     """

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from jepa_fast.kernels.attention.masks import BlockCausal
-from jepa_fast.kernels.rope.positions import Rope3D
 
 from .attention import Layout
 from .block import Block, Blocks
 from .layers import LayerNorm, Linear
-from .vision_transformer import token_positions
+from .vision_transformer import rotary, token_positions
 
 MLP_RATIO = 4
 
@@ -92,11 +91,13 @@ class ActionPredictor(nn.Module):
         per_step = tokens.shape[2]
         ids = torch.arange(rows * columns, device=x.device)
         place = token_positions(ids, (rows, columns)) * torch.tensor(
-            [1.0, self.config.side / rows, self.config.side / columns], device=x.device
+            [1.0, self.config.side / rows, self.config.side / columns], device=x.device, dtype=torch.float64
         )
         positions = torch.cat([place.new_zeros(len(conditions), 3), place]).repeat(steps, 1, 1)
         positions[:, :, 0] = torch.arange(steps, device=x.device)[:, None]
-        layout = Layout(BlockCausal(per_step), Rope3D(positions.flatten(0, 1)))
+        layout = Layout(
+            BlockCausal(per_step), rotary(positions.flatten(0, 1), "tiled", self.predictor_norm.weight.dtype)
+        )
         out = self.predictor_blocks(tokens.flatten(1, 2), self.predictor_norm, layout=layout)
         out = out.unflatten(1, (steps, per_step))[:, :, len(conditions) :]
         return self.predictor_proj(out.flatten(1, 2))

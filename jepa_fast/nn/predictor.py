@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jepa_fast.kernels.rope.positions import Rope3D
 from jepa_fast.kernels.token_routing.api import assemble_predictor_tokens
 
 from .attention import Layout
@@ -15,7 +14,7 @@ from .fused import FusedModule
 from .layers import INIT_STD, LayerNorm, Linear
 from .packing import Interleave, Joined, Packed, join, varlen
 from .positional import sincos_2d, sincos_3d
-from .vision_transformer import MODALITY_STD, Positions, token_positions
+from .vision_transformer import MODALITY_STD, Positions, rotary, token_positions
 
 MLP_RATIO = 4
 
@@ -171,7 +170,7 @@ class Predictor(FusedModule):
         if self.config.positions == "sincos":
             return Layout(mask)
         positions = token_positions(ids, sides, self.config.rope_side)
-        return Layout(mask, Rope3D(positions, pairing=self.config.positions))
+        return Layout(mask, rotary(positions, self.config.positions, self.predictor_norm.weight.dtype))
 
 
 def assemble(

@@ -78,7 +78,7 @@ def token_positions(ids: Tensor, sides: tuple[int, int], rope_side: int | None =
     if rope_side is None or sides == (rope_side, rope_side):
         return positions
     scale = [1.0, *((rope_side - 1) / max(side - 1, 1) for side in sides)]
-    return positions * torch.tensor(scale, device=ids.device)
+    return positions * torch.tensor(scale, device=ids.device, dtype=torch.float64)
 
 
 class PatchEmbed(FusedModule):
@@ -134,6 +134,11 @@ class PatchEmbed(FusedModule):
         # [B, C, then for each axis patches and size]: patches first, then channel and sizes
         order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
         return patches.permute(order).flatten(1 + axes).flatten(1, axes)
+
+
+def rotary(positions: Tensor, pairing: str, dtype: torch.dtype) -> Rope3D:
+    """For a model in `dtype`: in float64 its tables are, too."""
+    return Rope3D(positions, pairing=pairing, dtype=torch.float64 if dtype == torch.float64 else None)
 
 
 class VisionTransformer(nn.Module):
@@ -251,9 +256,8 @@ class VisionTransformer(nn.Module):
     def _layout(
         self, pixels: Tensor, index: Tensor | Packed | None, sides: tuple[int, int], embed: PatchEmbed
     ) -> Layout | None:
-        rotary = self.config.positions in ("tiled", "interleaved")
         mask = index.varlen if isinstance(index, Packed) else None
-        if not rotary:
+        if self.config.positions not in ("tiled", "interleaved"):
             return None if mask is None else Layout(mask)
         if index is None:
             count = pixels.shape[1]
@@ -263,4 +267,4 @@ class VisionTransformer(nn.Module):
         else:
             ids = index.ids if isinstance(index, Packed) else index
         positions = token_positions(ids, sides, self.config.rope_side)
-        return Layout(mask, Rope3D(positions, pairing=self.config.positions))
+        return Layout(mask, rotary(positions, self.config.positions, self.patch_embed.proj.weight.dtype))

@@ -92,8 +92,11 @@ class Step:
             copies = torch.bfloat16 if precision == "bfloat16" else None
             self.optimizer = AdamWEMA(groups, teacher=self._pairs(), copies=copies)
             if copies is not None:
-                copied = [model] if frozen else networks
-                self._copies = _Copies(self.optimizer, [p for net in copied for p in net.parameters()])
+                followed = [model] if frozen else networks
+                still = [] if teacher is None or not frozen else list(teacher.parameters())
+                self._copies = _Copies(
+                    self.optimizer, [p for net in followed for p in net.parameters()], still
+                )
         else:
             fusible = next(model.parameters()).device.type in ("cpu", "cuda")
             self.optimizer = torch.optim.AdamW(groups, fused=fusible)
@@ -226,8 +229,10 @@ class IJEPAStep(Step):
 class _Copies:
     """The optimizer's low-precision copies, written anew where a tensor was changed by other means than its step."""
 
-    def __init__(self, optimizer: AdamWEMA, tensors: list[Tensor]) -> None:
+    def __init__(self, optimizer: AdamWEMA, tensors: list[Tensor], still: list[Tensor]) -> None:
+        """still: tensors that the optimizer does not know, and nothing changes."""
         self.optimizer, self.tensors = optimizer, tensors
+        self.still = {tensor: tensor.to(torch.bfloat16) for tensor in still}
         self.note()
 
     def note(self) -> None:
@@ -239,7 +244,10 @@ class _Copies:
         if self.versions != [tensor._version for tensor in self.tensors]:
             self.optimizer.refresh_copies()
             self.note()
-        return self.optimizer.copy_of
+        return self._copy_of if self.still else self.optimizer.copy_of
+
+    def _copy_of(self, tensor: Tensor) -> Tensor:
+        return self.still[tensor] if tensor in self.still else self.optimizer.copy_of(tensor)
 
 
 def parameter_groups(*parts: nn.Module) -> list[dict[str, Any]]:

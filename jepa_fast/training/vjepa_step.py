@@ -145,8 +145,9 @@ class VJEPA21Step(VJEPAStep):
         self, predictions: Predictions, target: Tensor, masks: Sequence[Masks | RaggedMasks]
     ) -> Tensor:
         loss = super()._objective(predictions, target, masks)
-        if not self.context_weight:
-            return loss
+        if not self.context_weight:  # weight decay still needs gradients of the head, if zeros
+            head = self.model.predictor.predictor_proj_context
+            return loss + 0.0 * (head.weight.sum() + head.bias.sum())
         assert predictions.context is not None
         counts = [one.token_counts[0] for one in masks]
         place = predictions.contexts.place

@@ -140,8 +140,12 @@ library.define(
     "rope_3d_tables(Tensor positions, SymInt head_dim, str pairing, float base, str table, ScalarType rounding)"
     " -> (Tensor, Tensor)",
     cosines_and_sines,
-    lambda positions, head_dim, *_: tuple(
-        positions.new_empty((positions[..., 0].numel(), head_dim), dtype=torch.float32) for _ in range(2)
+    lambda positions, head_dim, _pairing, _base, _table, rounding: tuple(
+        positions.new_empty(
+            (positions[..., 0].numel(), head_dim),
+            dtype=torch.float64 if rounding == torch.float64 else torch.float32,
+        )
+        for _ in range(2)
     ),
 )
 library.define(

@@ -33,7 +33,7 @@ class Rope3D:
         the dtype of the query, the rest in float32 (transformers). "fair_autocast": the exponents, frequencies,
         angles, cosines and sines in the dtype of the query, only the power in float32 (facebookresearch/vjepa2 under
         CUDA autocast). For float32 queries all three are the same.
-    dtype: takes the place of the dtype of the query in `table`.
+    dtype: takes the place of the dtype of the query in `table`; float64 makes all tables in float64, for references.
 
     The tables are made on first use and kept: give every layer the same object.
 
@@ -64,7 +64,9 @@ class Rope3D:
 
     def tables(self, head_dim: int, dtype: torch.dtype = torch.float32) -> Tables:
         """For queries and keys of `head_dim` (even) and `dtype`."""
-        rounding = torch.float32 if self.table == "float32" else self.dtype or dtype
+        rounding = self.dtype or dtype
+        if self.table == "float32" and self.dtype != torch.float64:
+            rounding = torch.float32
         made = self._made.get((head_dim, rounding))
         if made is None:
             if torch.compiler.is_compiling():
@@ -86,7 +88,7 @@ class Rope3D:
 def cosines_and_sines(
     positions: Tensor, head_dim: int, pairing: str, base: float, table: str, rounding: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Float32 `[R, head_dim]`, with every rounding of the published code."""
+    """Float32 (float64 if `rounding` is) `[R, head_dim]`, with every rounding of the published code."""
     positions = positions.detach().reshape(-1, AXES)
     half = head_dim // AXES // 2  # frequencies of an axis
     working = torch.float64 if rounding == torch.float64 else torch.float32
@@ -100,7 +102,7 @@ def cosines_and_sines(
             positions = positions.to(working)
         angle = positions[:, :, None] * frequency  # [R, 3, S / 2]
         cos, sin = (
-            F.pad(_by_channel(values, pairing).float(), (0, head_dim - AXES * 2 * half), value=rest)
+            F.pad(_by_channel(values, pairing).to(working), (0, head_dim - AXES * 2 * half), value=rest)
             for values, rest in ((angle.cos(), 1.0), (angle.sin(), 0.0))
         )
     return cos.contiguous(), sin.contiguous()
