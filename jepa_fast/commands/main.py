@@ -132,7 +132,11 @@ def _unboxed(complaint: str) -> str:
             break
         if not text.startswith("╭"):
             lines.append(text)
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines))
+    text = " ".join(lines)
+    refusal = re.search(
+        r"Error parsing \w+: (.*?)(?: -{5,}|$)", text
+    )  # what a dataclass says about its fields
+    return refusal[1] if refusal else text
 
 
 def _message(error: Exception) -> str:
@@ -145,3 +149,7 @@ def _fail(message: str, code: int) -> int:
     """One line on stderr."""
     print(f"jepa-fast: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":  # torchrun -m
+    main()

@@ -37,13 +37,13 @@ class Train(TrainConfig):
 
 def from_file(arguments: Sequence[str]) -> Train | None:
     """The defaults that a TOML file among the arguments gives: the first argument, or one that ends in .toml."""
-    for number, argument in enumerate(arguments):
-        follows_option = (
-            number > 0 and arguments[number - 1].startswith("--") and "=" not in arguments[number - 1]
-        )
-        if argument.startswith("-") or (number > 0 and (follows_option or not argument.endswith(".toml"))):
-            continue
-        return dataclasses.replace(read_config(Path(argument), Train), config=Path(argument))
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Train) if field.type is bool}
+    before = ""
+    for argument in arguments:
+        is_value = before.startswith("--") and "=" not in before and before not in flags
+        if not argument.startswith("-") and not is_value and (not before or argument.endswith(".toml")):
+            return dataclasses.replace(read_config(Path(argument), Train), config=Path(argument))
+        before = argument
     return None
 
 

@@ -96,7 +96,11 @@ class ArraySource(Source):
         number = len(self)
         state = arrays.get("state")
         episode = None if state is None or state.ndim < 2 else state.shape[:2]
-        found = {name: value for name, array in arrays.items() if (value := _labels(array, number, episode))}
+        found = {
+            name: value
+            for name, array in arrays.items()
+            if name != "split" and (value := _labels(array, number, episode))
+        }
         if label is None:
             label = next((name for name in _LABELS if name in found), None)
         elif label not in found:

@@ -37,8 +37,8 @@ class TrainConfig:
     """
 
     data: Annotated[str, _shown_as("PATH")] = "sample"
-    """Folder of images or videos, a single such file, an .npz file of encoded images, a .tar file, webdataset shards
-    ("part-{000..011}.tar"), or "sample": four short clips from PyPI."""
+    """Folder of images or videos, such a file, an .npz or .tar file of them, webdataset shards ("part-{000..011}.tar"),
+    or "sample": four short clips from PyPI."""
     split: Literal["train", "all"] = "train"
     """Where the data has splits: train on its training part, or on all of it."""
     model: Annotated[str, _shown_as("NAME")] = "ijepa_vits8_128"

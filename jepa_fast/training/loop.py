@@ -20,6 +20,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from jepa_fast.data import RawBatch, StepBatches
+from jepa_fast.masks import Masks
 from jepa_fast.training import schedules, setup
 from jepa_fast.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
 from jepa_fast.training.config import TrainConfig
@@ -155,7 +156,8 @@ def train(
                     prune_checkpoints(config.output, config.keep_checkpoints)
                 log.restart_clock()
             if stopping and done < plan["steps"]:
-                message = f"stopped after step {done}; checkpoint: {checkpoint}"
+                cause = "SIGTERM: " if stopping == signal.SIGTERM else ""
+                message = f"{cause}stopped after step {done}; checkpoint: {checkpoint}"
                 if world.is_main:
                     console.print(message, highlight=False, soft_wrap=True)
                 if stopping == signal.SIGTERM:
@@ -201,7 +203,7 @@ def _train_step(
     pixels = system.arrange(raw.views(system.kinds))
     loss = engine.step(pixels, raw.masks, rates)
     fields: dict[str, Any] = dict(rates)
-    if hasattr(raw.masks, "context"):
+    if isinstance(raw.masks, Masks):
         fields |= {"context_tokens": raw.masks.context.shape[1], "target_tokens": raw.masks.target.shape[1]}
     has_teacher = getattr(engine.step_, "teacher", None) is not None
     tokens, flops = step_flops(system.model, has_teacher, pixels, raw.masks)

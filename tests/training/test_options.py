@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_fast.nn.block import Blocks
@@ -33,10 +34,10 @@ def test_recomputed_blocks_give_the_same_bits(train_small: Train) -> None:
 
 
 def test_compiled_networks_give_the_same_losses(train_small: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tracing is what our code takes part in; what inductor makes of the graph is its own.
-    monkeypatch.setattr(engine, "COMPILER", "aot_eager")
-    compiled = train_small(output=None, steps=3, compile=True)
-    assert compiled.losses == pytest.approx(train_small(output=None, steps=3).losses, rel=2e-4)
+    # Tracing is what our code takes part in; what a backend makes of the graphs is its own.
+    monkeypatch.setattr(engine, "COMPILER", "eager")
+    compiled = train_small(output=None, steps=2, compile=True)
+    assert compiled.losses == pytest.approx(train_small(output=None, steps=2).losses, rel=2e-4)
 
 
 def test_pure_bfloat16_keeps_float32_weights_alone(
@@ -75,10 +76,18 @@ class Reads(TorchDispatchMode):
 def test_no_step_waits_for_the_device(
     train_small: Train, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Between reports nothing is read back: neither a loss nor a norm nor a mask."""
-    monkeypatch.setattr(
-        "jepa_fast.training.step.check_batch", lambda *inputs: None
-    )  # reads masks on the CPU alone
+    """Between reports nothing is read back: neither a loss nor a norm.
+
+    On the CPU alone, where it is free, the step looks at the values of the masks and the loss at its upstream gradient;
+    neither is done here.
+    """
+
+    def plain_loss(prediction: torch.Tensor, target: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        rows = F.layer_norm(target.float(), target.shape[-1:]).repeat(len(index) // len(target), 1, 1)
+        return F.smooth_l1_loss(prediction.float(), rows.gather(1, index[..., None].expand_as(prediction)))
+
+    monkeypatch.setattr("jepa_fast.training.step.check_batch", lambda *inputs: None)
+    monkeypatch.setattr("jepa_fast.training.step.latent_prediction_loss", plain_loss)
     counts: list[list[str]] = []
     step = loop._train_step
 

@@ -1,0 +1,138 @@
+"""Every system trains from the same loop: its views, masks and batches, resumed bit for bit."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jepa_fast.masks import MaskSets, RaggedMasks
+from jepa_fast.training.checkpoint import checkpoint_path
+from jepa_fast.training.config import TrainConfig
+from jepa_fast.training.loop import train
+from jepa_fast.training.systems import make_system
+
+VJEPA = {
+    "dim": 48, "depth": 4, "num_heads": 2, "mlp_dim": 96, "predictor_depth": 1, "predictor_dim": 48,
+    "predictor_heads": 2,
+}  # fmt: skip
+LEJEPA = {
+    "dim": 48,
+    "depth": 1,
+    "num_heads": 2,
+    "mlp_dim": 96,
+    "embed_dim": 24,
+    "hidden_dim": 32,
+    "proj_dim": 8,
+}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "lejepa": {
+        "model": "lejepa_vits8_128", "model_options": LEJEPA, "image_size": 32, "local_size": 16, "local_views": 3,
+        "sigreg_slices": 16, "flip": 0.5, "colour": 0.8, "gray": 0.2,
+    },
+    "vjepa": {"model": "vjepa_vitl_224", "model_options": VJEPA, "image_size": 64, "frames": 4},
+    "vjepa2": {"model": "vjepa2_vitl_256", "model_options": VJEPA, "image_size": 64, "frames": 4},
+    "vjepa2_ragged": {
+        "model": "vjepa2_vitl_256", "model_options": VJEPA, "image_size": 64, "frames": 4, "ragged": True,
+    },
+    "vjepa21": {"model": "vjepa21_vitg_256", "model_options": VJEPA, "image_size": 64, "frames": 4},
+    "ijepa_ragged": {
+        "model": "ijepa_vitt8_128", "model_options": {"depth": 1, "predictor_depth": 1, "predictor_dim": 48},
+        "image_size": 80, "ragged": True,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 80, "yuv420p"
+            for place in range(16):
+                pixels = np.kron(
+                    rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)
+                )
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = place, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return folder
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_it_trains_and_goes_on_bit_for_bit(name: str, clips: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "data": str(clips), "device": "cpu", "batch_size": 4, "steps": 4, "checkpoint_every": 2,
+        "lr": 1e-3, "log_every": 4, **SYSTEMS[name],
+    }  # fmt: skip
+    straight = train(TrainConfig(output=tmp_path / "run", **options))
+    assert len(straight.losses) == 4
+    assert all(np.isfinite(straight.losses))
+    resume = str(checkpoint_path(tmp_path / "run", 2))
+    rest = train(TrainConfig(output=tmp_path / "rest", resume=resume, **options))
+    assert rest.losses == straight.losses[2:]
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["tokens_per_s"] > 0
+    assert row["flop_per_s"] > 0
+
+
+@pytest.mark.parametrize("name", ["vjepa2", "vjepa2_ragged", "ijepa_ragged"])
+def test_parts_of_a_batch_have_their_masks(name: str, clips: Path) -> None:
+    """Losses of equal parts average to that of the whole, where rows count alike."""
+    options: dict[str, Any] = {
+        "data": str(clips),
+        "device": "cpu",
+        "batch_size": 4,
+        "steps": 2,
+        "output": None,
+    }
+    whole = train(TrainConfig(**options, **SYSTEMS[name]))
+    parts = train(TrainConfig(**options, **SYSTEMS[name], accumulate=2))
+    # A mean over ragged tokens weighs rows by their length.
+    assert parts.losses == pytest.approx(whole.losses, rel=2e-4 if name == "vjepa2" else 5e-2)
+
+
+def test_views_and_masks_of_the_systems() -> None:
+    lejepa = make_system(TrainConfig(**SYSTEMS["lejepa"]))
+    kinds = [(kind.size, kind.number, kind.scale) for kind in lejepa.kinds]
+    assert kinds == [(32, 2, (0.3, 1.0)), (16, 3, (0.05, 0.3))]
+    assert lejepa.sampler is None
+    views = [torch.zeros(4, kind.number, 1, 3, kind.size, kind.size) for kind in lejepa.kinds]
+    assert [tuple(crops.shape) for crops in lejepa.arrange(views)] == [(2, 4, 3, 32, 32), (3, 4, 3, 16, 16)]
+    vjepa = make_system(TrainConfig(**SYSTEMS["vjepa2_ragged"]))
+    assert vjepa.frames == 4
+    assert vjepa.sampler is not None
+    masks = vjepa.sampler(2, 0, torch.Generator().manual_seed(0))
+    assert isinstance(masks, MaskSets)
+    assert all(isinstance(part, RaggedMasks) for part in masks)
+    assert vjepa.arrange([torch.zeros(2, 1, 4, 3, 64, 64)]).shape == (2, 3, 4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"model": "ijepa_vitt8_128", "frames": 8},
+            "frames: expected none, as ijepa_vitt8_128 has no such size, got 8",
+        ),
+        (
+            {"model": "ijepa_vitt8_128", "local_size": 8},
+            "local_size: expected none, as ijepa_vitt8_128 has no such",
+        ),
+        (
+            {"model": "ijepa_vitt8_128", "model_options": {"deep": 3}},
+            "deep: not a field of the configuration",
+        ),
+        ({"model": "vjepa2_ac_vitg"}, "model: expected one that is trained from scratch, got vjepa2_ac_vitg"),
+    ],
+)
+def test_what_a_system_does_not_have_is_refused(options: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        make_system(TrainConfig(**options))
