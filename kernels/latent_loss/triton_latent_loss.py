@@ -116,9 +116,9 @@ def _configuration(
         constexprs={"GRADIENT": gradient, "BLOCK_D": block_d},
         divisible_by_16=(*pointers, *_ADDRESSING) if aligned else (),
         num_warps=max(1, block_d // _VALUES_PER_WARP),
-        # Every size of tensors of one type; of mixed types and of unaligned rows one size.
-        sampled=(aligned and prediction == target)
-        or (block_d == _SAMPLED_BLOCK and (aligned or prediction == target)),
+        # Every size in bfloat16, every pair of types at one size, and one unaligned.
+        sampled=(aligned and block_d == _SAMPLED_BLOCK)
+        or (prediction == target == torch.bfloat16 and (aligned or block_d == _SAMPLED_BLOCK)),
         expected_load_bits=widest,
         expected_store_bits=widest if gradient else 0,
     )

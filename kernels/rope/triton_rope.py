@@ -17,6 +17,7 @@ from .tables import Tables
 
 MAX_HEAD_DIM = 128
 _GRANULE = 8  # channels, 16 bytes of half precision: rows then begin where wide accesses can
+_SAMPLED_HEAD_DIM = 64
 _PUBLISHED_HEAD_DIMS = (24, 32, 64, 80, 88, 104, 128)
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # 4 warps x 32 lanes x 8 values: one 16-byte access per lane and head for half precision, two for float32.
@@ -145,7 +146,12 @@ def _configuration(dtype: torch.dtype, head_dim: int, transposed: bool, aligned:
         },
         divisible_by_16=tuple(pointers) if aligned else ("p_cos", "p_sin", "p_query_out", "p_key_out"),
         num_warps=_NUM_WARPS,
-        sampled=head_dim in _PUBLISHED_HEAD_DIMS and (aligned or head_dim == 64),
+        # Every published size in bfloat16, every type at one size, and one unaligned.
+        sampled=(aligned and head_dim == _SAMPLED_HEAD_DIM)
+        or (
+            dtype == torch.bfloat16
+            and head_dim in (_PUBLISHED_HEAD_DIMS if aligned else (_SAMPLED_HEAD_DIM,))
+        ),
     )
 
 
