@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TYPED := build/typed
 
-.PHONY: demo test lint format codegen bench wheelhouse gpu clean
+.PHONY: demo test lint format codegen bench readme report wheelhouse gpu clean
 
 demo: .venv/.installed
 	$(BIN)/python -m jepa_fast.bench.demo --output report.html
@@ -29,6 +29,14 @@ codegen: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/jepa-fast bench
+
+# The README's tables of figures, from the records in bench/results/.
+readme: .venv/.installed
+	$(BIN)/python -m jepa_fast.bench.report.readme README.md
+
+# All records as one page, report.html.
+report: .venv/.installed
+	$(BIN)/jepa-fast report
 
 # Wheels for an offline CUDA host (CPython 3.12, Linux x86_64) that has torch and triton.
 wheelhouse: .venv/.installed

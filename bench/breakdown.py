@@ -40,7 +40,7 @@ OTHER = "other"
 @full_float32()
 def breakdown(precision: Precision, rounds: int = 3) -> dict[str, dict[str, float]]:
     """Seconds per step by kind, of "jepa_fast" and of "I-JEPA eager"."""
-    trial = ijepa_step.build(precision, torch.device("cpu"))
+    trial = ijepa_step.build(precision, ijepa_step.BATCH_SIZE, torch.device("cpu"))
     contestants: dict[str, Callable[..., object]] = {"jepa_fast": trial.ours, **trial.baselines}
     for call in contestants.values():
         call(*trial.inputs[0])  # makes the optimizer's state

@@ -1,6 +1,5 @@
 """Attention as other libraries compute it, on `[batch, tokens, heads, dim]` or packed `[tokens, heads, dim]`."""
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jepa_fast import Varlen
+from jepa_fast.bench.measure.peers import installed
 
 Attention = Callable[..., Tensor]
 BACKENDS = {
@@ -49,7 +49,7 @@ def flex(tokens: int, step: int | None, device: torch.device) -> Iterator[tuple[
 def packed(mask: Varlen, lengths: Sequence[int]) -> Iterator[tuple[str, Attention]]:
     """Sequences of any lengths one behind the other, by what is installed."""
     offsets, longest = mask.cu_seqlens_q, mask.max_seqlen_q
-    if importlib.util.find_spec("torch.nn.attention.varlen"):
+    if installed("torch.nn.attention.varlen"):
         from torch.nn.attention.varlen import varlen_attn
 
         varlen: Callable[..., Any] = varlen_attn
@@ -57,7 +57,7 @@ def packed(mask: Varlen, lengths: Sequence[int]) -> Iterator[tuple[str, Attentio
             "torch varlen",
             partial(varlen, cu_seq_q=offsets, cu_seq_k=offsets, max_q=longest, max_k=longest),
         )
-    if importlib.util.find_spec("flash_attn"):
+    if installed("flash_attn"):
         import flash_attn
 
         yield (
@@ -70,7 +70,7 @@ def packed(mask: Varlen, lengths: Sequence[int]) -> Iterator[tuple[str, Attentio
                 max_seqlen_k=longest,
             ),
         )
-    if importlib.util.find_spec("xformers"):
+    if installed("xformers"):
         from xformers import ops
 
         bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(lengths))
@@ -84,11 +84,11 @@ def packed(mask: Varlen, lengths: Sequence[int]) -> Iterator[tuple[str, Attentio
 
 def unmasked() -> Iterator[tuple[str, Attention]]:
     """Every token sees every token, by what is installed."""
-    if importlib.util.find_spec("flash_attn"):
+    if installed("flash_attn"):
         import flash_attn
 
         yield "flash-attn", flash_attn.flash_attn_func
-    if importlib.util.find_spec("xformers"):
+    if installed("xformers"):
         from xformers import ops
 
         yield "xformers", ops.memory_efficient_attention

@@ -122,3 +122,25 @@ def captured(calls: Sequence[Call], count: int, device: torch.device) -> Callabl
 def _baseline(trial: "Trial", name: str, call: Call) -> Call:
     """That baseline of another set; one that was made for the first set alone serves for all."""
     return {**trial.on_request, **trial.baselines}.get(name, call)
+
+
+class DeviceTimer:
+    """A clock in seconds that stands where the device stands: for tools that take a clock, such as pytest-benchmark.
+
+    Each reading waits for the device. Times between readings are added up in float64, as an event pair gives
+    milliseconds in float32, whose resolution shrinks with the distance.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = 0.0
+        self._last: torch.cuda.Event | None = None
+
+    def __call__(self) -> float:
+        now = torch.cuda.Event(enable_timing=True)
+        now.record(torch.cuda.current_stream(self.device))
+        now.synchronize()
+        if self._last is not None:
+            self.seconds += self._last.elapsed_time(now) / 1e3
+        self._last = now
+        return self.seconds

@@ -67,6 +67,15 @@ def fingerprint() -> Machine:
     )
 
 
+def choose_device(name: str) -> torch.device:
+    """Of "auto", "cpu" and "cuda". Raises ValueError where CUDA was asked for and is not there."""
+    # training.setup has the same, but imports the readers of images and videos.
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("--device: cuda was asked for, but PyTorch finds no CUDA device")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
 def load_average() -> float | None:
     """Programs that ran on this machine in the last minute, on average; None where the system does not tell."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -29,7 +29,7 @@ class Peer:
     def why_not(self, device: torch.device) -> str:
         """Why this peer cannot run on that device, with the command that would add it; "" if it can."""
         reasons = []
-        if self.module and not _installed(self.module):
+        if self.module and not installed(self.module):
             how = f"; `{self.command}` adds it" if self.command else ""
             reasons.append(f"{self.module} is not installed{how}")
         if self.needs_cuda and device.type != "cuda":
@@ -143,7 +143,8 @@ def missing(against: Sequence[str], offered: set[str], device: torch.device) -> 
     return lines
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
+    """Whether it could be imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # a parent package that does not load
@@ -153,7 +154,7 @@ def _installed(module: str) -> bool:
 def _why_no_compiler(device: torch.device) -> str:
     """Inductor needs Triton on a GPU and a C++ compiler on a CPU."""
     if device.type == "cuda":
-        return "" if _installed("triton") else "triton is not installed; `pip install triton` adds it"
+        return "" if installed("triton") else "triton is not installed; `pip install triton` adds it"
     try:
         from torch._inductor import cpp_builder
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from jepa_fast.bench.measure.budgets import Budgets
 from jepa_fast.bench.measure.changes import Change, measure_changes
@@ -36,13 +37,15 @@ def trials(
     old: Side, new: Side, *, runs: int, suites: Sequence[str], cases: int, budget_s: float
 ) -> Iterator[list[Change]]:
     """The changes of each run. cases: of each suite, the first so many."""
-    for _ in range(runs):
+    for number in range(1, runs + 1):
         found = []
         for suite in suites:
             changes = measure_changes(
                 old, new, suites=[suite], quick=True, budget_s=budget_s, budgets=Budgets(), first=cases
             )
             found += [change for change in changes if change.status in ("", "failed")]
+        told = (f"{c.ratio:.3f} {c.verdict}" if c.ratio is not None else c.note for c in found)
+        print(f"  run {number}: {', '.join(told)}", flush=True)
         yield found
 
 
@@ -88,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=1, help="of each suite, the first so many quick ones")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds of one comparison")
     parser.add_argument("--load", type=int, default=0, help="processes beside it that burn a core in bursts")
+    parser.add_argument("--threads", type=int, help="CPU threads of each side")
     parser.add_argument("--only", choices=("same", "slower"), help="one half of it")
     options = parser.parse_args(arguments)
     good = True
@@ -97,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             old, new = stack.enter_context(built((options.old or "HEAD", options.new or options.old), print))
         if options.new is None:
             new = Side("made slower", old.target, options.slower)
+        old, new = (replace(side, threads=options.threads) for side in (old, new))
         stack.enter_context(_load(options.load))
         settings = {
             "runs": options.runs,

@@ -43,12 +43,14 @@ class WorkerError(RuntimeError):
 class Side:
     """A version of the project. target: the folder that it is installed in, None for this very installation.
 
-    handicap: share of a call's time by which it is made slower on purpose, to prove that this is found.
+    handicap: share of a call's time by which it is made slower on purpose, to prove that this is found. threads: of the
+    CPU, None for as many as PyTorch takes.
     """
 
     name: str
     target: Path | None = None
     handicap: float = 0.0
+    threads: int | None = None
 
 
 class Worker:
@@ -66,7 +68,7 @@ class Worker:
             env=_environment(side.target),
         )
         try:
-            hello = self.ask("hello", device=device)
+            hello = self.ask("hello", device=device, threads=side.threads)
             self.suites: list[str] = hello["suites"]
             if side.target is not None and Path(hello["origin"]).resolve() != side.target.resolve():
                 raise WorkerError(f"{side.name}: it measures {hello['origin']}, not {side.target}")

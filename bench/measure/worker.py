@@ -34,8 +34,10 @@ class Worker:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         return getattr(self, "do_" + request.pop("do"))(**request)
 
-    def do_hello(self, device: str) -> dict[str, Any]:
+    def do_hello(self, device: str, threads: int | None) -> dict[str, Any]:
         self.device = self.torch.device(device)
+        if threads is not None:
+            self.torch.set_num_threads(threads)
         return {"origin": self.origin, "suites": self.suites.names()}
 
     def do_cases(self, suites: list[str], quick: bool) -> dict[str, Any]:

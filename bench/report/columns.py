@@ -28,6 +28,8 @@ _BELOW = {
     "time": "its time",
     "memory": "its memory",
     "verdict": "noise floor",
+    "kept": "its kept",
+    "of copy": "of matmul",
 }
 
 
@@ -69,6 +71,10 @@ def _time(times: Times | None) -> str:
 
 def _memory(size: int | None) -> str:
     return "" if size is None else memory(size)
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _ratio(row: Row) -> str:
@@ -124,11 +130,35 @@ COLUMNS = (
     ),
     Column("its memory", "The same for the baseline.", lambda row: _memory(row.baseline_peak_bytes)),
     Column(
+        "kept",
+        "Most memory that autograd keeps for the backward pass, without what was there before the call.",
+        lambda row: _memory(row.saved_bytes),
+    ),
+    Column("its kept", "The same for the baseline.", lambda row: _memory(row.baseline_saved_bytes)),
+    Column(
+        "of copy",
+        "Bytes that the call has to move over its time, as a share of what a plain copy moves on this machine; above "
+        "100 % where the data stay in a cache.",
+        lambda row: _share(row.copy_share),
+    ),
+    Column(
+        "of matmul",
+        "Operations of the call's products over its time, as a share of what a large matrix product reaches here.",
+        lambda row: _share(row.matmul_share),
+    ),
+    Column(
         "error ratio",
         "Our largest error over that of eager PyTorch in the same number format, both against a float64 "
         "result. A case is timed only if our error is at most twice eager's plus a few last-place units.",
         lambda row: "" if row.error_ratio is None else f"{row.error_ratio:.2f}",
     ),
+)
+
+COLD_COLUMNS = (
+    *COLUMNS[:2],
+    Column("cold", "Median time in processes that were started for it.", lambda row: _time(row.time)),
+    Column("against", "What it is held against.", lambda row: row.baseline, numeric=False),
+    Column("that takes", "Median time of that, in the same processes.", lambda row: _time(row.baseline_time)),
 )
 
 HOST_COLUMNS = (

@@ -57,14 +57,14 @@ def loss_curves(name: str, eager: Sequence[float], ours: Sequence[float], found:
         distances.legend(loc="upper right", ncols=3)
         for axes in (curves, distances):
             axes.grid(axis="y")
-        return _svg(figure)
+        return svg(figure)
 
 
 def speed_bars(rows: Sequence[Row]) -> str:
     """Times faster than the baseline, with the confidence interval as a whisker."""
     rows = [row for row in rows if row.ratio is not None]
     with mpl.rc_context(STYLE):
-        figure, axes = _bars([_label(row) for row in rows])
+        figure, axes = bars([_label(row) for row in rows])
         places = range(len(rows))
         ratios = [row.ratio or math.nan for row in rows]
         below = [(row.ratio or 0) - (row.ratio_low or 0) for row in rows]
@@ -85,14 +85,14 @@ def speed_bars(rows: Sequence[Row]) -> str:
         axes.set(
             xlabel="times faster than the baseline", xlim=(0, max(row.ratio_high or 0 for row in rows) * 1.12)
         )
-        return _svg(figure)
+        return svg(figure)
 
 
 def memory_bars(rows: Sequence[Row]) -> str:
     """Peak extra memory of one call, ours and the baseline's."""
     rows = [row for row in rows if row.peak_bytes is not None and row.baseline_peak_bytes]
     with mpl.rc_context(STYLE):
-        figure, axes = _bars([_label(row) for row in rows])
+        figure, axes = bars([_label(row) for row in rows])
         for offset, color, label, sizes in (
             (-0.2, EAGER, "baseline", [row.baseline_peak_bytes or 0 for row in rows]),
             (0.2, OURS, "jepa_fast", [row.peak_bytes or 0 for row in rows]),
@@ -111,7 +111,7 @@ def memory_bars(rows: Sequence[Row]) -> str:
         axes.set(xlabel="peak extra memory of one call, MiB")
         axes.margins(x=0.15)
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return svg(figure)
 
 
 def masked_frames(
@@ -172,7 +172,8 @@ def _label(row: Row) -> str:
     return f"{row.op}, {row.dtype}\nagainst {row.baseline}"
 
 
-def _bars(labels: Sequence[str]) -> tuple[Figure, Axes]:
+def bars(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """An empty chart with one labelled place for each horizontal bar, from the top down."""
     figure = Figure(figsize=(9.6, 0.7 + 0.5 * len(labels)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(labels)), labels)
@@ -199,7 +200,8 @@ def _picture(axes: Axes, image: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """As a data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

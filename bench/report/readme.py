@@ -1,13 +1,15 @@
 """Writes the README's tables of figures from the complete records in bench/results/: of every suite the newest on each
 machine.
 
-    python -m jepa_fast.bench.report.readme README.md
+    python -m jepa_fast.bench.report.readme [--check] README.md
 
 replaces what stands between the two markers. A record whose hash is not that of the kernels in the tree is marked.
 """
 
+import argparse
+import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,11 +20,13 @@ from jepa_fast.bench.report.columns import duration, memory
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 RESULTS = Path("bench/results")
+NO_RECORD = "codegen.json"  # the code-generation gate's, in the same folder
+MOST_ROWS = 4  # of each suite
 HEADINGS = ("op", "shape", "dtype", "ours", "against", "theirs", "times faster [95 %]", "extra memory")
 
 
-def main(readme: Path, results: Path = RESULTS) -> None:
-    """Rewrite the figures in `readme`.
+def update(readme: Path, results: Path = RESULTS, *, check: bool = False) -> bool:
+    """Rewrite the figures in `readme`, or, with `check`, print what would change; whether it was as the records say.
 
     Raises ValueError if the markers are not there, or a file in `results` is no record.
     """
@@ -31,22 +35,42 @@ def main(readme: Path, results: Path = RESULTS) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
-    records = {path: load_record(path) for path in results.glob("*.json") if path.name != "codegen.json"}
+    records = {path: load_record(path) for path in record_paths(results)}
     complete = {path: record for path, record in records.items() if record.complete}
     tables = [section(path, record) for path, record in newest(complete).items()]
-    readme.write_text(before + "\n\n".join([begin, *tables, end]) + after)
+    found = before + "\n\n".join([begin, *tables, end]) + after
+    if not check:
+        readme.write_text(found)
+        return True
+    for line in difflib.unified_diff(
+        text.splitlines(), found.splitlines(), "README", "records", lineterm="", n=0
+    ):
+        print(line, file=sys.stderr)
+    return found == text
 
 
-def newest(records: Mapping[Path, Record]) -> dict[Path, Record]:
-    """The records in order of machine and time, each with the suites alone that no later one has run again."""
+def record_paths(results: Path) -> list[Path]:
+    """The records in a folder, by name."""
+    return sorted(path for path in results.glob("*.json") if path.name != NO_RECORD)
+
+
+def newest(records: Mapping[Path, Record], *, with_all: bool = False) -> dict[Path, Record]:
+    """The records in order of machine and time, each with the suites alone that no later one has run again.
+
+    with_all: also the rows that are no comparison, or could not be timed.
+    """
     kept: dict[Path, Record] = {}
     seen: set[tuple[str, str]] = set()
     for path, record in sorted(records.items(), key=lambda item: item[1].created, reverse=True):
         name = record.machine.short_name
-        rows = [row for row in record.rows if row.ratio is not None and (name, row.suite) not in seen]
+        rows = [
+            row
+            for row in record.rows
+            if (with_all or row.ratio is not None) and (name, row.suite) not in seen
+        ]
         if rows:
             kept[path] = replace(record, rows=rows)
-        seen |= {(name, row.suite) for row in record.rows}
+        seen |= {(name, row.suite) for row in record.rows if row.ratio is not None or row.time is not None}
     return dict(sorted(kept.items(), key=lambda item: (item[1].machine.short_name, item[1].created)))
 
 
@@ -58,8 +82,16 @@ def section(path: Path, record: Record) -> str:
         f"`{record.command}` on {machine.cpu}, {machine.threads} threads, torch {machine.torch}, "
         f"{record.created:%Y-%m-%d} ([record]({path.as_posix()})).{stale}"
     )
-    rows = [line(row) for row in record.rows]
+    rows = [line(row) for row in _chosen(record.rows)]
     return "\n".join([title, "", cells(HEADINGS), cells(["---"] * len(HEADINGS)), *rows])
+
+
+def _chosen(rows: Sequence[Row]) -> list[Row]:
+    """Of each suite the first rows, which are its quick cases; `jepa-fast report` shows all."""
+    kept: dict[str, list[Row]] = {}
+    for row in rows:
+        kept.setdefault(row.suite, []).append(row)
+    return [row for own in kept.values() for row in own[:MOST_ROWS]]
 
 
 def line(row: Row) -> str:
@@ -77,5 +109,27 @@ def cells(texts: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(texts)} |"
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """1 if the page was to be checked and is not as the records say, 2 for bad input."""
+    parser = argparse.ArgumentParser(description="The README's figures from the records in bench/results/.")
+    parser.add_argument("readme", nargs="?", type=Path, default=Path("README.md"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if something would change"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        good = update(options.readme, options.results, check=options.check)
+    except (OSError, ValueError) as error:
+        print(f"readme: error: {error}", file=sys.stderr)
+        return 2
+    if not good:
+        print(
+            f"{options.readme}: its figures are not those of the records; `make readme` writes them",
+            file=sys.stderr,
+        )
+    return 0 if good else 1
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "README.md"))
+    sys.exit(main())

@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa_fast.bench.measure import Row
-from jepa_fast.bench.report.columns import COLUMNS, HOST_COLUMNS, Column, reasons, stacked
+from jepa_fast.bench.report.columns import COLD_COLUMNS, COLUMNS, HOST_COLUMNS, Column, reasons, stacked
 
 _STYLES = {"faster": "green", "slower": "red", "cannot tell": "dim"}
-_WIDTH = 136  # what the tables need; used where the output is no terminal that has its own
+_WIDTH = 160  # what the tables need; used where the output is no terminal that has its own
 
 
 def make_console() -> Console:
@@ -24,13 +24,16 @@ def tables(rows: Sequence[Row], width: int) -> Iterator[Table | Text]:
     """For a console of `width`: comparisons, host costs, and why rows were not timed; each only if there are any."""
     roomy = width >= _WIDTH
     host = [row for row in rows if row.host_overhead_us is not None]
-    compared = [row for row in rows if row.host_overhead_us is None]
+    cold = [row for row in rows if row.timer == "process"]
+    compared = [row for row in rows if row.host_overhead_us is None and row.timer != "process"]
     if compared:
         yield _table(compared, COLUMNS, "times faster: baseline over ours, with its 95 % interval", roomy)
     if host:
         yield _table(
             host, HOST_COLUMNS, "overhead: what the public call adds to its launch on the host", roomy
         )
+    if cold:
+        yield _table(cold, COLD_COLUMNS, "cold: what a new process pays, once", roomy)
     for reason in reasons(rows):
         yield Text(f"not timed: {reason}", style="red")
 
@@ -38,7 +41,10 @@ def tables(rows: Sequence[Row], width: int) -> Iterator[Table | Text]:
 def _table(rows: Sequence[Row], columns: Sequence[Column], caption: str, roomy: bool) -> Table:
     """roomy: no word is broken, whatever the width that takes."""
     table = Table(box=box.HORIZONTALS, show_lines=True, caption=caption, caption_justify="left")
-    stacks = stacked(columns)
+    # What no row has, such as shares where no case declares its bytes, takes no place.
+    stacks = [
+        stack for stack in stacked(columns) if any(column.cell(row) for column in stack for row in rows)
+    ]
     for stack in stacks:
         words = [word for column in stack for row in rows for word in column.cell(row).split()]
         table.add_column(

@@ -63,7 +63,14 @@ def _build(model: str, copies: torch.dtype | None, device: torch.device) -> Tria
         check=partial(_check, shapes[:12], copies, device),
         implementation=ours.explain().chosen,
         baselines=baselines,
+        bytes=_bytes(parameters, copies),
     )
+
+
+def _bytes(parameters: Sequence[Tensor], copies: torch.dtype | None) -> int:
+    """Parameter, two moments and teacher read and written, the gradient read, and a copy of both networks written."""
+    each = 9 * torch.float32.itemsize + (2 * copies.itemsize if copies else 0)
+    return each * sum(parameter.numel() for parameter in parameters)
 
 
 def _draw(shapes: Sequence[Sequence[int]], scale: float, seed: int) -> Iterator[Tensor]:

@@ -55,6 +55,9 @@ def _build(name: str, shape: tuple[int, int], dtype: torch.dtype, device: torch.
         check=partial(check, name, views),
         implementation=jepa_fast.explain(name, *views).chosen,
         baselines=baselines,
+        bytes=4 * views[0].nbytes,  # two views and their gradients
+        # Of each view half of a symmetric product, and its product with the view: N D min(N, D) and twice that.
+        flops=6 * shape[0] * shape[1] * min(shape),
     )
 
 

@@ -55,14 +55,16 @@ def _build(model: str, teacher: torch.dtype, student: torch.dtype, device: torch
     }
     if teacher == student:
         baselines["_foreach_lerp_"] = partial(ema_foreach_lerp_, targets, sources, MOMENTUM)
+    moved = sum(2 * t.nbytes + s.nbytes for t, s in zip(targets, sources, strict=True))
     if device.type == "cuda":
-        moved = sum(2 * t.nbytes + s.nbytes for t, s in zip(targets, sources, strict=True))
         baselines["copy of as many bytes"] = copy_of_as_many_bytes(moved, device)
     return Trial(
         ours=partial(jepa_fast.ema_update_, targets, sources, MOMENTUM),
         check=partial(check, targets, sources),
         implementation=jepa_fast.explain("ema", targets, sources, MOMENTUM).chosen,
         baselines=baselines,
+        bytes=moved,
+        flops=3 * sum(target.numel() for target in targets),  # two products and a sum
     )
 
 

@@ -59,6 +59,13 @@ def _build(shape: tuple[int, int], dtype: torch.dtype, recompute: bool, device: 
         check=partial(check, leaves, upstream, recompute),
         implementation=jepa_fast.explain("gelu_mlp", *leaves).chosen,
         baselines=baselines,
+        flops=3
+        * 2
+        * 2
+        * shape[0]
+        * shape[1]
+        * 4
+        * shape[1],  # two products, each once forward and twice backward
     )
 
 

@@ -16,30 +16,31 @@ from jepa_fast.models import IJEPA
 from jepa_fast.training.step import IJEPAStep, Precision, TrainingStep
 
 MODEL = "ijepa_vits8_128"
-BATCH_SIZE = 16
+BATCH_SIZE, QUICK_BATCH_SIZE = 16, 4
 BATCHES = 3  # each with masks of its own, whose sizes decide the cost of a step
 CHECKED_STEPS = 2  # the second one's loss shows the gradient, the optimizer and the teacher of the first
 RATES = Hyperparameters(lr=2e-4, weight_decay=0.04, momentum=0.996)  # at the start of I-JEPA's schedules
 
 
 def cases() -> Iterator[Case]:
-    for precision in ("bfloat16", "float32"):
-        yield Case(
-            op="training step",
-            shape=f"{MODEL} B={BATCH_SIZE}",
-            dtype=precision,
-            build=partial(build, precision),
-            quick=precision == "bfloat16",
-        )
+    yield _case("bfloat16", QUICK_BATCH_SIZE, quick=True)
+    precisions: tuple[Precision, ...] = ("bfloat16", "float32")
+    for precision in precisions:
+        yield _case(precision, BATCH_SIZE, quick=False)
 
 
-def build(precision: Precision, device: torch.device) -> Trial:
+def _case(precision: Precision, batch_size: int, *, quick: bool) -> Case:
+    shape = f"{MODEL} B={batch_size}"
+    return Case("training step", shape, precision, partial(build, precision, batch_size), quick=quick)
+
+
+def build(precision: Precision, batch_size: int, device: torch.device) -> Trial:
     torch.manual_seed(0)
     model = models.create(MODEL)
     side, patch = model.config.image_size, model.config.patch_size
     masks = MultiBlockMasks(side // patch)
     batches = [
-        Batch(torch.randn(BATCH_SIZE, 3, side, side), masks.sample(BATCH_SIZE, step)).to(device)
+        Batch(torch.randn(batch_size, 3, side, side), masks.sample(batch_size, step)).to(device)
         for step in range(BATCHES)
     ]
     model.to(device)

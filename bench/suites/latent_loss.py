@@ -40,6 +40,8 @@ def _build(kind: str, dtype: torch.dtype, sizes: tuple[int, int, int], device: t
         check=partial(check, prediction, target, index, kind),
         implementation=jepa_fast.explain("latent_loss", prediction, target, index).chosen,
         baselines={"I-JEPA eager": partial(eager, prediction, target, index, kind)},
+        # Prediction read, gradient written, and each token that a mask chose read once.
+        bytes=2 * prediction.nbytes + min(prediction.nbytes, target.nbytes),
     )
 
 

@@ -72,12 +72,15 @@ def _build(
         check=partial(check, leaves, upstream),
         implementation=jepa_fast.explain("layer_norm", *leaves, dtype=dtypes[2]).chosen,
         baselines=baselines,
+        bytes=_bytes(shape, dtypes, which),
     )
 
 
 def _bytes(shape: tuple[int, int], dtypes: tuple[torch.dtype, ...], which: str) -> int:
     """Read and written. Forward: x, residual, new_residual and normalized. Backward: both gradients, new_residual, the
     gradient of the stream and, if it is of another dtype, that of x."""
+    if which == "fwd+bwd":
+        return _bytes(shape, dtypes, "fwd") + _bytes(shape, dtypes, "bwd")
     x, residual, normalized = (dtype.itemsize for dtype in dtypes)
     each = x + 2 * residual + normalized if which == "fwd" else normalized + 3 * residual
     if which == "bwd" and x != residual:

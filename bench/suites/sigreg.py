@@ -61,6 +61,11 @@ def _build(
         check=partial(check, x, **options),
         implementation=jepa_fast.explain("sigreg", x, num_slices=slices, num_knots=knots).chosen,
         baselines=baselines,
+        bytes=3 * x.nbytes,  # x twice, its gradient once; the directions are drawn, not read
+        flops=4
+        * samples
+        * features
+        * slices,  # the projection and its transpose; cosines and sines not counted
     )
 
 

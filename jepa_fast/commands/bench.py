@@ -1,11 +1,11 @@
 """`jepa-fast bench`: every op against its published baseline, as far as this machine can tell."""
 
 import datetime as dt
-import importlib.util
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -43,6 +43,8 @@ class Bench:
         tyro.conf.arg(metavar="[SUITE ...]", help_behavior_hint="(default: all)"),
     ] = ()
     """Suites to run."""
+    case: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
+    """Cases to run: a shell pattern of "op, shape, dtype"."""
     against: Annotated[
         str, tyro.conf.arg(metavar="PEER,...", help_behavior_hint="(default: those that each suite chose)")
     ] = ""
@@ -75,12 +77,12 @@ def run(config: Bench) -> int:
         from jepa_fast.bench import suites
         from jepa_fast.bench.measure import Record, fingerprint, load_average, save_record
         from jepa_fast.bench.measure.ceilings import measure_ceilings
+        from jepa_fast.bench.measure.machine import choose_device
         from jepa_fast.bench.measure.names import check_known
-        from jepa_fast.bench.measure.peers import GROUPS, NAMES, expanded, missing
+        from jepa_fast.bench.measure.peers import GROUPS, NAMES, expanded, installed, missing
         from jepa_fast.bench.measure.telemetry import open_sampler
         from jepa_fast.bench.report.export import write_export
         from jepa_fast.bench.report.terminal import make_console, tables
-        from jepa_fast.training.setup import choose_device
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed; `pip install 'jepa-fast[bench]'` brings it"
@@ -113,7 +115,10 @@ def run(config: Bench) -> int:
             (name, case)
             for case in cases
             if (case.quick or not config.quick) and (device.type == "cuda" or not case.needs_cuda)
+            if fnmatchcase(f"{case.op}, {case.shape}, {case.dtype}", config.case.replace("[", "[[]"))
         ]
+    if not chosen and config.case != "*":
+        raise UsageError(f"--case: expected a pattern of op, shape, dtype that a case has, got {config.case}")
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
     machine, load = fingerprint(), load_average()
@@ -127,7 +132,7 @@ def run(config: Bench) -> int:
     sampler = open_sampler(device)
     if isinstance(sampler, str) and device.type == "cuda":
         left_out.append(sampler)
-    if importlib.util.find_spec("scipy") is None:
+    if not installed("scipy"):
         left_out.append(
             "scipy is not installed: intervals are resampled without it; `pip install scipy` adds it"
         )

@@ -1,6 +1,6 @@
 """`jepa-fast compare`: what became slower or faster between two records or two git revisions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -44,6 +44,9 @@ class Compare:
     """Of revisions: every case, not the quick ones alone."""
     budget: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = BUDGET_S
     """Of revisions: time for one comparison; measuring stops earlier once the answer is sure."""
+    threads: int | None = None
+    """Of revisions: CPU threads (default: PyTorch's). One thread waits for no other, which tells smaller
+    changes on a machine that others use, too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Of revisions: where to run; auto takes CUDA where it is there."""
     budgets: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -71,6 +74,8 @@ def run(config: Compare) -> int:
         ) from None
     if not config.budget > 0:
         raise UsageError(f"--budget: expected seconds above 0, got {config.budget:g}")
+    if config.threads is not None and config.threads < 1:
+        raise UsageError(f"--threads: expected at least 1, got {config.threads}")
     if config.markdown is not None and not config.markdown.absolute().parent.is_dir():
         raise UsageError(f"--markdown: {config.markdown.parent} is not a folder")
     budgets = Budgets() if config.budgets is None else load_budgets(config.budgets)
@@ -149,9 +154,9 @@ def _of_revisions(config: Compare, budgets: "Budgets", console: "Console") -> "I
 
     from jepa_fast.bench import suites
     from jepa_fast.bench.measure.changes import measure_changes
+    from jepa_fast.bench.measure.machine import choose_device
     from jepa_fast.bench.measure.names import check_known
     from jepa_fast.bench.measure.sides import WorkerError, built
-    from jepa_fast.training.setup import choose_device
 
     for option, value in (("--confirm", config.confirm), ("--different-machines", config.different_machines)):
         if value:
@@ -173,8 +178,8 @@ def _of_revisions(config: Compare, budgets: "Budgets", console: "Console") -> "I
                     progress.reset(task, total=total, description=case)
 
             yield from measure_changes(
-                old,
-                new,
+                replace(old, threads=config.threads),
+                replace(new, threads=config.threads),
                 suites=config.suites,
                 quick=not config.all_cases,
                 budget_s=config.budget,

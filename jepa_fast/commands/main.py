@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jepa_fast.commands import bench, codegen, compare, doctor, export, probe, train
+from jepa_fast.commands import bench, codegen, compare, doctor, export, probe, report, train
 from jepa_fast.commands.errors import UsageError
 
 DESCRIPTION = """Accelerated training of joint-embedding predictive architectures (JEPA).
@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "bench": (bench.Bench, bench.run),
     "compare": (compare.Compare, compare.run),
     "export": (export.Export, export.run),
+    "report": (report.Report, report.run),
     "codegen": (codegen.Codegen, codegen.run),
     "doctor": (doctor.Doctor, doctor.run),
 }

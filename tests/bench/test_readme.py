@@ -40,7 +40,7 @@ def results(tmp_path: Path) -> Path:
 def test_the_newest_row_of_every_suite_and_machine_is_shown(tmp_path: Path, results: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text(f"before {readme.BEGIN} stale figures {readme.END} after")
-    readme.main(page, results)
+    readme.update(page, results)
     text = page.read_text()
     assert text.startswith(f"before {readme.BEGIN}")
     assert text.endswith(f"{readme.END} after")
@@ -54,5 +54,5 @@ def test_a_page_without_markers_is_refused(tmp_path: Path, results: Path) -> Non
     page = tmp_path / "README.md"
     page.write_text("no figures here")
     with pytest.raises(ValueError, match="expected the markers"):
-        readme.main(page, results)
+        readme.update(page, results)
     assert page.read_text() == "no figures here"

@@ -124,7 +124,7 @@ def test_the_page_says_so_where_curves_disagree() -> None:
     assert "disagree" in text
 
 
-@pytest.mark.parametrize("width", [80, 110, 136, 200])
+@pytest.mark.parametrize("width", [80, 110, 160, 200])
 def test_terminal_tables_hold_every_row(width: int) -> None:
     console = Console(width=width, record=True, file=None, quiet=False)
     with console.capture() as capture:
