@@ -5,9 +5,11 @@ weighted sum of the rows in its box, every output column likewise. The weights a
 antialiased bilinear resize uses, cut at the box, so the values are Pillow's before it rounds them.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,9 +96,8 @@ def views(pixels: Tensor, parameters: Tensor, size: int, *, recolour: bool = Tru
     crops = crops.transpose(1, 2).reshape(batch, number, frames, channels, size, size) / 255
     if recolour:
         crops = _recolour(crops, parameters)
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
-    return crops.sub_(mean).div_(std)
+    constants = _constants(pixels.device)
+    return crops.sub_(constants.mean).div_(constants.std)
 
 
 def resample_weights(low: Tensor, high: Tensor, length: int, size: int) -> Tensor:
@@ -114,23 +115,40 @@ def resample_weights(low: Tensor, high: Tensor, length: int, size: int) -> Tenso
     return weights / weights.sum(-1, keepdim=True)
 
 
+class _Constants(NamedTuple):
+    mean: Tensor
+    std: Tensor
+    luma: Tensor
+    to_yiq: Tensor
+    from_yiq: Tensor
+
+
+@functools.cache
+def _constants(device: torch.device) -> _Constants:
+    """Brought to the device once: a copy from pageable memory is waited for."""
+    mean, std, luma = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD, _LUMA))
+    to_yiq = torch.tensor(_RGB_TO_YIQ, dtype=torch.float64)
+    parts = (mean, std, luma, to_yiq, torch.linalg.inv(to_yiq))
+    return _Constants(*(part.to(device) for part in parts))
+
+
 def _recolour(crops: Tensor, parameters: Tensor) -> Tensor:
     """Brightness, contrast about the mean luminance, saturation, hue, gray, in this order; values stay in [0, 1]."""
     brightness, contrast, saturation, hue, gray = parameters[:, :, 5:, None, None, None, None].unbind(2)
-    luma = torch.tensor(_LUMA, device=crops.device).view(3, 1, 1)
+    constants = _constants(crops.device)
+    luma = constants.luma
     crops = (crops * brightness).clamp_(0, 1)
     mean = (crops * luma).sum(3, keepdim=True).mean((2, 4, 5), keepdim=True)
     crops = torch.lerp(mean, crops, contrast).clamp_(0, 1)
     lightness = (crops * luma).sum(3, keepdim=True)
     crops = torch.lerp(lightness, crops, saturation * (1 - gray)).clamp_(0, 1)
     # A turn of the two chrominance axes; the luminance stays.
-    to_yiq = torch.tensor(_RGB_TO_YIQ, device=crops.device, dtype=torch.float64)
     turn = (2 * torch.pi * hue).flatten(2).double()  # [B, V, 1]
     cosine, sine, zero, one = turn.cos(), turn.sin(), torch.zeros_like(turn), torch.ones_like(turn)
     rotation = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], -1).unflatten(
         -1, (3, 3)
     )
-    matrix = (torch.linalg.inv_ex(to_yiq)[0] @ rotation @ to_yiq).float()  # [B, V, 1, 3, 3]
+    matrix = (constants.from_yiq @ rotation @ constants.to_yiq).float()  # [B, V, 1, 3, 3]
     return torch.einsum("bvtij,bvtjhw->bvtihw", matrix.expand(-1, -1, crops.shape[2], -1, -1), crops).clamp_(
         0, 1
     )

@@ -72,7 +72,7 @@ class Features:
     pixels: Tensor
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
     frozen: Frozen,
     source: Source,
