@@ -1,7 +1,8 @@
 """What knows one kind of module of one family of code bases."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,13 +15,14 @@ HOOKS = (
     "_backward_hooks",
 )
 ANY = object
+Signatures = Sequence[Sequence[str]]
 
 
 class Sample(NamedTuple):
     """Arguments of one call of a module, in float64 where they are floating-point."""
 
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012
+    kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
 class Adapter:
@@ -40,7 +42,7 @@ class Adapter:
     class_names: ClassVar[Sequence[str]]
     attributes: ClassVar[dict[str, Any]] = {}
     optional: ClassVar[Sequence[str]] = ()
-    signatures: ClassVar[Sequence[Sequence[str]]] = ()
+    signatures: ClassVar[Signatures] = ()
     corrected: ClassVar[bool | None] = None
     """True: only if corrections are asked for; False: only if not; None: either."""
     tolerance: ClassVar[float] = 1e-5

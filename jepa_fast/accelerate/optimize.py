@@ -1,6 +1,7 @@
 """`optimize_` and `restore_`."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -11,9 +12,11 @@ from .patching import adapter_of, restore, swap
 from .registry import ADAPTERS
 from .report import Entry, Report
 
+_DEFAULT = OptimizeConfig()
+
 
 def optimize_(
-    model: nn.Module, config: OptimizeConfig = OptimizeConfig(), filter_fn: FilterFn | None = None
+    model: nn.Module, config: OptimizeConfig = _DEFAULT, filter_fn: FilterFn | None = None
 ) -> Report:
     """Make a model of another code base faster, in place: modules that are known compute by the ops of jepa_fast.
 
@@ -81,7 +84,7 @@ def _optimize_one(
     kind = type(module).__name__
     if filter_fn is not None and not filter_fn(module, name):
         return Entry(name, kind, None, ("filter_fn refused it",))
-    refusals = []
+    refusals: list[list[str]] = []
     for adapter in candidates:
         reasons = _why_not(adapter, module, config)
         if not reasons:
@@ -91,8 +94,9 @@ def _optimize_one(
     return Entry(name, kind, None, tuple(min(refusals, key=_distance)))
 
 
-def _distance(reasons: list[str]) -> tuple[int, int]:
+def _distance(reasons: Iterable[str]) -> tuple[int, int]:
     """Of a module from what an adapter expects: first by attributes that are missing."""
+    reasons = list(reasons)
     return sum(reason.startswith("expected attribute") for reason in reasons), len(reasons)
 
 
@@ -114,4 +118,6 @@ def _check(model: nn.Module, config: OptimizeConfig, filter_fn: FilterFn | None)
     if not isinstance(config, OptimizeConfig):
         raise TypeError(f"config: expected an OptimizeConfig, got {type(config).__name__}")
     if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(f"filter_fn: expected a function (module, name) -> bool, got {type(filter_fn).__name__}")
+        raise TypeError(
+            f"filter_fn: expected a function (module, name) -> bool, got {type(filter_fn).__name__}"
+        )

@@ -37,7 +37,9 @@ def _signature(module: nn.Module) -> tuple[Any, ...]:
         if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) and name != "training"
     )
     shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
-    children = tuple((name, type(child), child.extra_repr()) for name, child in module.named_modules() if name)
+    children = tuple(
+        (name, type(child), child.extra_repr()) for name, child in module.named_modules() if name
+    )
     config = getattr(module, "config", None)
     return plain, shapes, children, getattr(config, "_attn_implementation", None)
 
@@ -73,7 +75,9 @@ def _compare(adapter: Adapter, module: nn.Module) -> str | None:
 
 def _run(module: nn.Module, sample: Sample) -> Any:
     torch.manual_seed(_SEED)
-    args, kwargs = copy.deepcopy((sample.args, sample.kwargs))  # some code adds to its arguments in place
+    args, kwargs = copy.deepcopy(
+        (sample.args, dict(sample.kwargs))
+    )  # some code adds to its arguments in place
     return module.forward(*args, **kwargs)
 
 
@@ -120,7 +124,9 @@ def exact_copy(module: nn.Module) -> nn.Module:
     copied = _copied(
         module,
         {},
-        lambda parameter: nn.Parameter(parameter.detach().double().cpu(), requires_grad=parameter.requires_grad),
+        lambda parameter: nn.Parameter(
+            parameter.detach().double().cpu(), requires_grad=parameter.requires_grad
+        ),
     )
     return copied.train(module.training)
 
