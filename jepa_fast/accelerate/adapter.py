@@ -53,6 +53,10 @@ class Adapter:
     def matches(self, cls: type) -> bool:
         return cls.__name__ in self.class_names
 
+    def calls_as(self, cls: type[nn.Module]) -> bool:
+        """Whether the class's forward takes what the adapter's takes."""
+        return not self.signatures or parameters_of(cls.forward) in [tuple(names) for names in self.signatures]
+
     def why_not(self, module: nn.Module) -> list[str]:
         """Reasons to leave the module alone; none if it may be replaced."""
         reasons = list(_attribute_reasons(module, self.attributes))
@@ -65,8 +69,8 @@ class Adapter:
         for name, _ in module.named_parameters(recurse=False):
             if name not in known:
                 reasons.append(f"unexpected parameter {name}")
-        found = parameters_of(type(module).forward)
-        if self.signatures and found not in [tuple(names) for names in self.signatures]:
+        if not self.calls_as(type(module)):
+            found = parameters_of(type(module).forward)
             reasons.append(f"expected forward({', '.join(self.signatures[0])}), got ({', '.join(found)})")
         return reasons or list(self.more_reasons(module))
 

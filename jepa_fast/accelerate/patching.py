@@ -80,6 +80,14 @@ def without_patch(cls: Class) -> Class:
     return metaclass(cls.__name__, bases, body)
 
 
+def unsharded(cls: Class) -> Class:
+    """The class that FSDP, and before or after it `patched_class`, derived theirs from."""
+    cls = without_patch(cls)
+    while any(base.__name__ == "FSDPModule" for base in cls.__bases__):
+        cls = without_patch(next(base for base in cls.__bases__ if base.__name__ != "FSDPModule"))
+    return cls
+
+
 def _reduce(self: nn.Module, protocol: Any) -> Any:
     """For pickle and deepcopy: the original class and the adapter's name in the place of our class."""
     cls = type(self)

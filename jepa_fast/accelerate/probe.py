@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import HOOKS, Adapter, Sample
-from .patching import patched_class, without_patch
+from .patching import patched_class, unsharded
 
 _SEED = 20250811
 
@@ -140,7 +140,7 @@ def _drawn(shape: torch.Size) -> Tensor:
 def _copied(module: nn.Module, seen: dict[int, nn.Module], make: Any) -> nn.Module:
     if id(module) in seen:
         return seen[id(module)]
-    cls = _unsharded(without_patch(type(module)))
+    cls = unsharded(type(module))
     new = seen[id(module)] = cls.__new__(cls)
     memo: dict[int, Any] = {}
     for name, value in module.__dict__.items():
@@ -163,13 +163,6 @@ def _copied(module: nn.Module, seen: dict[int, nn.Module], make: Any) -> nn.Modu
 def _buffer(buffer: Tensor) -> Tensor:
     value = buffer.detach().cpu().clone()
     return value.double() if value.is_floating_point() else value
-
-
-def _unsharded(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class below the one that FSDP derived from it."""
-    while any(base.__name__ == "FSDPModule" for base in cls.__bases__):
-        cls = next(base for base in cls.__bases__ if base.__name__ != "FSDPModule")
-    return without_patch(cls)
 
 
 def _in_one_line(error: Exception) -> str:
