@@ -4,7 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
-USAGE = "usage: python -m jepa_fast.accelerate SCRIPT [ARGS...]   or   python -m jepa_fast.accelerate -m MODULE [ARGS...]"
+USAGE = "usage: python -m jepa_fast.accelerate SCRIPT [ARGS...], or -m MODULE [ARGS...] in place of SCRIPT"
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
 """What knows one kind of module of one family of code bases."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,13 +15,14 @@ HOOKS = (
     "_backward_hooks",
 )
 ANY = object
+Signatures = Sequence[Sequence[str]]
 
 
 class Sample(NamedTuple):
     """Arguments of one call of a module, in float64 where they are floating-point."""
 
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012
+    kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
 class Adapter:
@@ -40,7 +42,7 @@ class Adapter:
     class_names: ClassVar[Sequence[str]]
     attributes: ClassVar[dict[str, Any]] = {}
     optional: ClassVar[Sequence[str]] = ()
-    signatures: ClassVar[Sequence[Sequence[str]]] = ()
+    signatures: ClassVar[Signatures] = ()
     corrected: ClassVar[bool | None] = None
     """True: only if corrections are asked for; False: only if not; None: either."""
     tolerance: ClassVar[float] = 1e-5
@@ -50,6 +52,10 @@ class Adapter:
 
     def matches(self, cls: type) -> bool:
         return cls.__name__ in self.class_names
+
+    def calls_as(self, cls: type[nn.Module]) -> bool:
+        """Whether the class's forward takes what the adapter's takes."""
+        return not self.signatures or parameters_of(cls.forward) in [tuple(names) for names in self.signatures]
 
     def why_not(self, module: nn.Module) -> list[str]:
         """Reasons to leave the module alone; none if it may be replaced."""
@@ -63,8 +69,8 @@ class Adapter:
         for name, _ in module.named_parameters(recurse=False):
             if name not in known:
                 reasons.append(f"unexpected parameter {name}")
-        found = parameters_of(type(module).forward)
-        if self.signatures and found not in [tuple(names) for names in self.signatures]:
+        if not self.calls_as(type(module)):
+            found = parameters_of(type(module).forward)
             reasons.append(f"expected forward({', '.join(self.signatures[0])}), got ({', '.join(found)})")
         return reasons or list(self.more_reasons(module))
 

@@ -16,20 +16,21 @@ from jepa_fast.kernels.attention.masks.base import Mask
 
 from .shared import Shared
 
+_CPU = torch.device("cpu")
 _masks: Shared[BlockSparse] = Shared()
 
 
 @dataclass(frozen=True)
 class FrameCausal:
-    """Stands where the matrix stood: it can be sliced from its first entry, moved, and given to an attention. Ours reads
-    the rule; `F.scaled_dot_product_attention` gets the matrix, made for the occasion.
+    """Stands where the matrix stood: it can be sliced from its first entry, moved, and given to an attention. Ours
+    reads the rule; `F.scaled_dot_product_attention` gets the matrix, made for the occasion.
 
     step: tokens of a time step. length: rows and columns.
     """
 
     step: int
     length: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def shape(self) -> torch.Size:
@@ -44,7 +45,9 @@ class FrameCausal:
 
     def __getitem__(self, index: Any) -> "FrameCausal":
         rows, columns = index if isinstance(index, tuple) and len(index) == 2 else (None, None)
-        if not (isinstance(rows, slice) and rows == columns and rows.start in (None, 0) and rows.step in (None, 1)):
+        if not (
+            isinstance(rows, slice) and rows == columns and rows.start in (None, 0) and rows.step in (None, 1)
+        ):
             raise IndexError(f"index: expected [:n, :n] of a causal mask, got {index}")
         length = self.length if rows.stop is None else min(int(rows.stop), self.length)
         return FrameCausal(self.step, length, self.device)
@@ -57,7 +60,11 @@ class FrameCausal:
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         def plain(value: Any) -> Any:
             return value.dense() if isinstance(value, FrameCausal) else value
@@ -69,7 +76,12 @@ def of_matrix(mask: Any, step: int) -> FrameCausal | None:
     """The rule behind a boolean matrix, or None if it follows another one."""
     if isinstance(mask, FrameCausal):
         return mask if mask.step == step else None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2 or len(mask) != mask.shape[1]:
+    if (
+        not isinstance(mask, Tensor)
+        or mask.dtype != torch.bool
+        or mask.ndim != 2
+        or len(mask) != mask.shape[1]
+    ):
         return None
     for start in range(0, len(mask), step):
         rows = mask[start : start + step]

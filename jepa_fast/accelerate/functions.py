@@ -33,7 +33,11 @@ class Replacement:
 
 REPLACEMENTS = (
     Replacement(
-        "lightly.models.utils", "update_momentum", ("model", "model_ema", "m"), ours.update_momentum, "ema_update_"
+        "lightly.models.utils",
+        "update_momentum",
+        ("model", "model_ema", "m"),
+        ours.update_momentum,
+        "ema_update_",
     ),
     Replacement(
         "solo.utils.momentum",
@@ -43,7 +47,9 @@ REPLACEMENTS = (
         "ema_update_",
     ),
     Replacement("solo.losses.vicreg", "variance_loss", ("z1", "z2"), ours.solo_variance, "variance_loss"),
-    Replacement("solo.losses.vicreg", "covariance_loss", ("z1", "z2"), ours.solo_covariance, "covariance_loss"),
+    Replacement(
+        "solo.losses.vicreg", "covariance_loss", ("z1", "z2"), ours.solo_covariance, "covariance_loss"
+    ),
     Replacement(
         "solo.losses.vicreg",
         "vicreg_loss_func",
@@ -65,7 +71,9 @@ REPLACEMENTS = (
         ours.update_teacher,
         "ema_update_",
     ),
-    Replacement("dinov3.train.ssl_meta_arch", "SSLMetaArch.update_ema", ("m",), ours.dinov3_update_ema, "ema_update_"),
+    Replacement(
+        "dinov3.train.ssl_meta_arch", "SSLMetaArch.update_ema", ("m",), ours.dinov3_update_ema, "ema_update_"
+    ),
     Replacement(
         "src.models.utils.modules",
         "build_action_block_causal_attention_mask",
@@ -143,5 +151,3 @@ def _put(one: Replacement, place: Any, before: Any, after: Any) -> None:
             for name, value in list(vars(module).items()):
                 if value is before:
                     setattr(module, name, after)
-
-

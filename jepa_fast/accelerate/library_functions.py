@@ -22,14 +22,19 @@ def _floating(*lists: list[Tensor]) -> bool:
     """Whether all pairs are floating-point of one shape and place, which one pass can serve."""
     return all(
         len(group) > 0
-        and all(t.is_floating_point() and t.shape == group[0].shape and t.device == lists[0][0].device for t in group)
+        and all(
+            t.is_floating_point() and t.shape == group[0].shape and t.device == lists[0][0].device
+            for t in group
+        )
         for group in zip(*lists, strict=True)
     )
 
 
 def _update(targets: list[Tensor], sources: list[Tensor], momentum: Any) -> bool:
     """Whether `ema_update_` served."""
-    fits = targets and len(targets) == len(sources) and isinstance(momentum, (int, float)) and 0 <= momentum <= 1
+    fits = (
+        targets and len(targets) == len(sources) and isinstance(momentum, (int, float)) and 0 <= momentum <= 1
+    )
     if not fits or not _floating(targets, sources):
         return False
     with torch.no_grad():
@@ -56,8 +61,8 @@ def momentum_updater(published: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def update_teacher(published: Callable[..., Any]) -> Callable[..., Any]:
-    """stable-pretraining updates buffers as well, integer ones by integer arithmetic, in which both factors are 0 below a
-    coefficient of 1: such counters it sets to 0, and so does this."""
+    """stable-pretraining updates buffers as well, integer ones by integer arithmetic, in which both factors are 0 below
+    a coefficient of 1: such counters it sets to 0, and so does this."""
 
     def update_teacher(self: Any) -> None:
         if not self.training:
@@ -88,7 +93,9 @@ def dinov3_update_ema(published: Callable[..., Any]) -> Callable[..., Any]:
             pairs = [
                 pair
                 for key in self.student
-                for pair in zip(self.student[key].parameters(), self.model_ema[key].parameters(), strict=False)
+                for pair in zip(
+                    self.student[key].parameters(), self.model_ema[key].parameters(), strict=False
+                )
             ]
             self.ema_params_lists = ([student for student, _ in pairs], [teacher for _, teacher in pairs])
         students, teachers = ([_local(tensor) for tensor in tensors] for tensors in self.ema_params_lists)
@@ -115,7 +122,9 @@ def solo_covariance(published: Callable[..., Any]) -> Callable[..., Any]:
     def covariance(z1: Tensor, z2: Tensor) -> Tensor:
         if not served(z1, z2):
             return published(z1, z2)
-        return covariance_loss(z1, normalization="solo_learn") + covariance_loss(z2, normalization="solo_learn")
+        return covariance_loss(z1, normalization="solo_learn") + covariance_loss(
+            z2, normalization="solo_learn"
+        )
 
     return covariance
 
@@ -154,7 +163,7 @@ def solo_barlow(published: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def block_causal_mask(published: Callable[..., Any]) -> Callable[..., Any]:
-    def build(T: int, H: int, W: int, add_tokens: int = 1) -> FrameCausal:  # noqa: N803
+    def build(T: int, H: int, W: int, add_tokens: int = 1) -> FrameCausal:
         step = add_tokens + H * W
         return FrameCausal(step, T * step)
 
@@ -165,8 +174,12 @@ def mask_distance(published: Callable[..., Any]) -> Callable[..., Any]:
     """V-JEPA 2.1: square root of the distance from every context token to the nearest target token. The published code
     asks for one context token after the other."""
 
-    def distance(masks_pred: Any, masks_enc: Any, grid_size: int, offset_context_loss: bool) -> list[list[Tensor]]:
-        scale = 1.0 / (grid_size // 16) if offset_context_loss else 1.0  # a grid of 16 is that of pre-training
+    def distance(
+        masks_pred: Any, masks_enc: Any, grid_size: int, offset_context_loss: bool
+    ) -> list[list[Tensor]]:
+        scale = (
+            1.0 / (grid_size // 16) if offset_context_loss else 1.0
+        )  # a grid of 16 is that of pre-training
         return [
             [
                 _nearest(context, target, grid_size).mul(scale).sqrt().squeeze()
@@ -182,4 +195,3 @@ def _nearest(context: Tensor, target: Tensor, side: int) -> Tensor:
     """`[B, Nc]` from ids `[B, Nc]` and `[B, Nt]`; squares are whole numbers, so that a product forms them exactly."""
     here, there = (coordinates(ids, side, side).float() for ids in (context, target))
     return torch.cat([torch.cdist(rows, there).amin(-1) for rows in here.split(_CONTEXT_ROWS, dim=1)], dim=1)
-

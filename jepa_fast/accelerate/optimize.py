@@ -7,13 +7,15 @@ from torch import nn
 from . import probe
 from .adapter import Adapter
 from .config import FilterFn, OptimizeConfig
-from .patching import adapter_of, restore, swap
+from .patching import adapter_of, restore, swap, unsharded
 from .registry import ADAPTERS
 from .report import Entry, Report
 
+_DEFAULT = OptimizeConfig()
+
 
 def optimize_(
-    model: nn.Module, config: OptimizeConfig = OptimizeConfig(), filter_fn: FilterFn | None = None
+    model: nn.Module, config: OptimizeConfig = _DEFAULT, filter_fn: FilterFn | None = None
 ) -> Report:
     """Make a model of another code base faster, in place: modules that are known compute by the ops of jepa_fast.
 
@@ -44,7 +46,7 @@ def optimize_(
         candidates = [
             adapter
             for adapter in ADAPTERS
-            if adapter.matches(type(module)) and adapter.corrected in (None, config.corrected)
+            if adapter.matches(unsharded(type(module))) and adapter.corrected in (None, config.corrected)
         ]
         if current is not None:
             entries.append(Entry(name, kind, current.title))
@@ -81,19 +83,20 @@ def _optimize_one(
     kind = type(module).__name__
     if filter_fn is not None and not filter_fn(module, name):
         return Entry(name, kind, None, ("filter_fn refused it",))
-    refusals = []
+    refusals: list[tuple[tuple[int, int, int], list[str]]] = []
     for adapter in candidates:
         reasons = _why_not(adapter, module, config)
         if not reasons:
             swap(module, adapter)
             return Entry(name, kind, adapter.title)
-        refusals.append(reasons)
-    return Entry(name, kind, None, tuple(min(refusals, key=_distance)))
+        refusals.append((_distance(adapter, module, reasons), reasons))
+    return Entry(name, kind, None, tuple(min(refusals)[1]))
 
 
-def _distance(reasons: list[str]) -> tuple[int, int]:
-    """Of a module from what an adapter expects: first by attributes that are missing."""
-    return sum(reason.startswith("expected attribute") for reason in reasons), len(reasons)
+def _distance(adapter: Adapter, module: nn.Module, reasons: list[str]) -> tuple[int, int, int]:
+    """Of a module from what an adapter expects: first by its signature, then by attributes that are missing."""
+    missing = sum(reason.startswith("expected attribute") for reason in reasons)
+    return int(not adapter.calls_as(type(module))), missing, len(reasons)
 
 
 def _why_not(adapter: Adapter, module: nn.Module, config: OptimizeConfig) -> list[str]:
@@ -114,4 +117,6 @@ def _check(model: nn.Module, config: OptimizeConfig, filter_fn: FilterFn | None)
     if not isinstance(config, OptimizeConfig):
         raise TypeError(f"config: expected an OptimizeConfig, got {type(config).__name__}")
     if filter_fn is not None and not callable(filter_fn):
-        raise TypeError(f"filter_fn: expected a function (module, name) -> bool, got {type(filter_fn).__name__}")
+        raise TypeError(
+            f"filter_fn: expected a function (module, name) -> bool, got {type(filter_fn).__name__}"
+        )

@@ -76,20 +76,29 @@ def without_patch(cls: Class) -> Class:
         return cls
     bases = tuple(without_patch(base) if issubclass(base, nn.Module) else base for base in cls.__bases__)
     body = {name: value for name, value in cls.__dict__.items() if name not in ("__dict__", "__weakref__")}
-    return cast("Class", type(cls)(cls.__name__, bases, body))
+    metaclass: Any = type(cls)
+    return metaclass(cls.__name__, bases, body)
+
+
+def unsharded(cls: Class) -> Class:
+    """The class that FSDP, and before or after it `patched_class`, derived theirs from."""
+    cls = without_patch(cls)
+    while any(base.__name__ == "FSDPModule" for base in cls.__bases__):
+        cls = without_patch(next(base for base in cls.__bases__ if base.__name__ != "FSDPModule"))
+    return cls
 
 
 def _reduce(self: nn.Module, protocol: Any) -> Any:
     """For pickle and deepcopy: the original class and the adapter's name in the place of our class."""
     cls = type(self)
-    reduced = super(_defining(cls), self).__reduce_ex__(protocol)
+    reduced: Any = super(_defining(cls), self).__reduce_ex__(protocol)
     if not is_made(cls):
         return reduced
     original, adapter = getattr(cls, ORIGINAL), getattr(cls, ADAPTER)
     return (_rebuild, (original, adapter.name), *reduced[2:])
 
 
-def _defining(cls: type) -> type:
+def _defining(cls: type) -> Any:
     return next(base for base in cls.__mro__ if is_made(base))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import HOOKS, Adapter, Sample
-from .patching import patched_class, without_patch
+from .patching import patched_class, unsharded
 
 _SEED = 20250811
 
@@ -37,7 +37,9 @@ def _signature(module: nn.Module) -> tuple[Any, ...]:
         if isinstance(value, (bool, int, float, str, type(None), torch.dtype)) and name != "training"
     )
     shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
-    children = tuple((name, type(child), child.extra_repr()) for name, child in module.named_modules() if name)
+    children = tuple(
+        (name, type(child), child.extra_repr()) for name, child in module.named_modules() if name
+    )
     config = getattr(module, "config", None)
     return plain, shapes, children, getattr(config, "_attn_implementation", None)
 
@@ -73,7 +75,9 @@ def _compare(adapter: Adapter, module: nn.Module) -> str | None:
 
 def _run(module: nn.Module, sample: Sample) -> Any:
     torch.manual_seed(_SEED)
-    args, kwargs = copy.deepcopy((sample.args, sample.kwargs))  # some code adds to its arguments in place
+    args, kwargs = copy.deepcopy(
+        (sample.args, dict(sample.kwargs))
+    )  # some code adds to its arguments in place
     return module.forward(*args, **kwargs)
 
 
@@ -120,7 +124,9 @@ def exact_copy(module: nn.Module) -> nn.Module:
     copied = _copied(
         module,
         {},
-        lambda parameter: nn.Parameter(parameter.detach().double().cpu(), requires_grad=parameter.requires_grad),
+        lambda parameter: nn.Parameter(
+            parameter.detach().double().cpu(), requires_grad=parameter.requires_grad
+        ),
     )
     return copied.train(module.training)
 
@@ -134,7 +140,7 @@ def _drawn(shape: torch.Size) -> Tensor:
 def _copied(module: nn.Module, seen: dict[int, nn.Module], make: Any) -> nn.Module:
     if id(module) in seen:
         return seen[id(module)]
-    cls = _unsharded(without_patch(type(module)))
+    cls = unsharded(type(module))
     new = seen[id(module)] = cls.__new__(cls)
     memo: dict[int, Any] = {}
     for name, value in module.__dict__.items():
@@ -157,13 +163,6 @@ def _copied(module: nn.Module, seen: dict[int, nn.Module], make: Any) -> nn.Modu
 def _buffer(buffer: Tensor) -> Tensor:
     value = buffer.detach().cpu().clone()
     return value.double() if value.is_floating_point() else value
-
-
-def _unsharded(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class below the one that FSDP derived from it."""
-    while any(base.__name__ == "FSDPModule" for base in cls.__bases__):
-        cls = next(base for base in cls.__bases__ if base.__name__ != "FSDPModule")
-    return without_patch(cls)
 
 
 def _in_one_line(error: Exception) -> str:

@@ -32,7 +32,7 @@ class Entry:
 @dataclass(frozen=True)
 class Report:
     """entries: the modules for whose class there is an adapter, in the order of the model, and what became of them.
-    without_adapter: how many modules of every other class with computation of its own there are; they stay as they were.
+    without_adapter: how many modules there are of every other class without submodules; they stay as they were.
     """
 
     entries: tuple[Entry, ...] = ()

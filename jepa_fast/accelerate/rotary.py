@@ -13,7 +13,13 @@ _kept: Shared[Rope3D] = Shared()
 
 
 def of_ids(
-    ids: Tensor, rows: int, columns: int, *, table: str, pairing: str = "tiled", scale: tuple[float, float] = (1, 1)
+    ids: Tensor,
+    rows: int,
+    columns: int,
+    *,
+    table: str,
+    pairing: str = "tiled",
+    scale: tuple[float, float] = (1, 1),
 ) -> Rope3D:
     """For tokens `ids`, int64 `[N]` or `[B, N]`, of frames of rows x columns tokens; scale: of row and column."""
     return _kept.get(

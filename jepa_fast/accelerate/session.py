@@ -56,8 +56,11 @@ class Session:
         return Report(tuple(self.entries.values()), dict(self.without_adapter))
 
 
+_DEFAULT = OptimizeConfig()
+
+
 @contextmanager
-def running(config: OptimizeConfig = OptimizeConfig()) -> Iterator[Session]:
+def running(config: OptimizeConfig = _DEFAULT) -> Iterator[Session]:
     """Replace while the context lasts; the report is printed to stderr at its end, or when the process exits."""
     session = Session(config)
     printed = False

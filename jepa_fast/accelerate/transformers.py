@@ -56,7 +56,11 @@ def attention_forward(
 
     Raises ValueError for what "sdpa" does not serve either, such as softcap.
     """
-    if any(kwargs.get(name) is not None for name in _UNSUPPORTED) or dropout > 0.0 or _is_additive(attention_mask):
+    if (
+        any(kwargs.get(name) is not None for name in _UNSUPPORTED)
+        or dropout > 0.0
+        or _is_additive(attention_mask)
+    ):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         return sdpa_attention_forward(

@@ -96,12 +96,16 @@ def verify(model: nn.Module, *sample: Any, **named: Any) -> Verification:
         if module is not model
     ]
     try:
-        with _preserved(model):
+        with _Preserved(model):
             model(*sample, **named)
     finally:
         for handle in handles:
             handle.remove()
-    rows = [found.get(name) or _unreached(name, module) for name, module in replaced.items() if module is not model]
+    rows = [
+        found.get(name) or _unreached(name, module)
+        for name, module in replaced.items()
+        if module is not model
+    ]
     return Verification((*rows, _whole(model, sample, named)))
 
 
@@ -134,9 +138,9 @@ def _title(module: nn.Module) -> str:
 def _row(name: str, module: nn.Module, args: Any, kwargs: Any, root: nn.Module) -> Row:
     kind, title = type(module).__name__, _title(module)
     try:
-        with _preserved(root), torch.enable_grad():
+        with _Preserved(root), torch.enable_grad():
             ours = _outcome(module, args, kwargs)
-            with _unpatched(root if name == "" else module, whole=name == ""):
+            with _Unpatched(root if name == "" else module, whole=name == ""):
                 theirs = _outcome(module, args, kwargs)
             exact = _exact(module, args, kwargs)
             seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -145,10 +149,12 @@ def _row(name: str, module: nn.Module, args: Any, kwargs: Any, root: nn.Module) 
                     if patched:
                         seconds[patched].append(_timed(module, args, kwargs))
                     else:
-                        with _unpatched(root if name == "" else module, whole=name == ""):
+                        with _Unpatched(root if name == "" else module, whole=name == ""):
                             seconds[patched].append(_timed(module, args, kwargs))
     except Exception as error:
-        return Row(name, kind, title, reason=f"failed: {type(error).__name__}: {' '.join(str(error).split())}"[:160])
+        return Row(
+            name, kind, title, reason=f"failed: {type(error).__name__}: {' '.join(str(error).split())}"[:160]
+        )
     ratio = statistics.median(b / a for a, b in zip(seconds[True], seconds[False], strict=True))
     difference = _distance(ours, theirs)
     if exact is None:
@@ -156,14 +162,16 @@ def _row(name: str, module: nn.Module, args: Any, kwargs: Any, root: nn.Module) 
     return Row(name, kind, title, _distance(ours, exact), _distance(theirs, exact), difference, ratio)
 
 
-class _preserved:  # noqa: N801
+class _Preserved:
     """Buffers and random generators as they were afterwards; `.grad` is never written, since gradients are returned."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __enter__(self) -> None:
-        self.buffers = [(buffer, buffer.detach().clone()) for buffer in self.module.buffers() if not buffer.is_meta]
+        self.buffers = [
+            (buffer, buffer.detach().clone()) for buffer in self.module.buffers() if not buffer.is_meta
+        ]
         self.counters = [
             (part.__dict__, name, value)
             for part in self.module.modules()
@@ -177,18 +185,20 @@ class _preserved:  # noqa: N801
         with torch.no_grad():
             for buffer, value in self.buffers:
                 buffer.copy_(value)
-        for place, name, value in self.counters:
-            place[name] = value
+        for place, name, count in self.counters:
+            place[name] = count
         torch.set_rng_state(self.random)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
 
 
-class _unpatched:  # noqa: N801
+class _Unpatched:
     """The module, or with `whole` everything in it, by its own code."""
 
     def __init__(self, module: nn.Module, whole: bool) -> None:
-        self.parts = [part for part in (module.modules() if whole else [module]) if adapter_of(part) is not None]
+        self.parts = [
+            part for part in (module.modules() if whole else [module]) if adapter_of(part) is not None
+        ]
 
     def __enter__(self) -> None:
         self.classes = [type(part) for part in self.parts]
@@ -202,7 +212,7 @@ class _unpatched:  # noqa: N801
 
 def _outcome(module: nn.Module, args: Any, kwargs: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
     """Results, and gradients of a fixed random projection of them, in arguments and parameters."""
-    with _preserved(module):
+    with _Preserved(module):
         torch.manual_seed(_SEED)
         args, kwargs = _leaves((args, kwargs), dtype)
         out = [t for t in _tensors(module.forward(*args, **kwargs)) if t.requires_grad]

@@ -1,12 +1,12 @@
 """Transformer blocks of facebookresearch/ijepa, jepa, vjepa2, and timm: residual sum and LayerNorm in one pass."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Sample, draw, norm_reasons, original
-from ..layers import add_norm, norm
+from jepa_fast.accelerate.adapter import Adapter, Sample, Signatures, draw, norm_reasons, original
+from jepa_fast.accelerate.layers import add_norm, norm
 
 
 class Block(Adapter):
@@ -15,15 +15,15 @@ class Block(Adapter):
     kind = "layer_norm"
     title = "add_layer_norm"
     class_names = ("Block",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "norm1": nn.LayerNorm,
         "attn": nn.Module,
         "norm2": nn.LayerNorm,
         "mlp": nn.Module,
     }
-    optional: Sequence[str] = ("drop_path",)
+    optional: ClassVar[Sequence[str]] = ("drop_path",)
 
-    def more_reasons(self, module: nn.Module) -> Sequence[str]:
+    def more_reasons(self, module: nn.Module) -> list[str]:
         return norm_reasons(module, "norm1", "norm2")
 
     def samples(self, module: Any) -> list[Sample]:
@@ -45,18 +45,23 @@ class IJEPABlock(Block):
     """facebookresearch/ijepa and jepa. Who asks for attention weights gets them, from the published attention."""
 
     name = "ijepa_block"
-    signatures = (("x", "return_attention"), ("x", "return_attention", "mask"))
+    signatures: ClassVar[Signatures] = (("x", "return_attention"), ("x", "return_attention", "mask"))
 
     @staticmethod
     def forward(self: Any, x: Tensor, return_attention: bool = False, mask: Any = None) -> Any:
         if return_attention:
             attention = self.attn
-            whole = original(attention) if hasattr(type(attention), "_jepa_fast_original") else type(attention).forward
+            whole = (
+                original(attention)
+                if hasattr(type(attention), "_jepa_fast_original")
+                else type(attention).forward
+            )
             return whole(attention, self.norm1(x))[1]
-        if mask is None:
-            update = self.attn(norm(self.norm1, x))[0]
-        else:
-            update = self.attn(norm(self.norm1, x), mask=mask)[0]
+        update = (
+            self.attn(norm(self.norm1, x))[0]
+            if mask is None
+            else self.attn(norm(self.norm1, x), mask=mask)[0]
+        )
         return _finished(self, x, _dropped(self, update))
 
 
@@ -64,7 +69,7 @@ class VJEPA2Block(Block):
     """facebookresearch/vjepa2, with and without rotary positions."""
 
     name = "vjepa2_block"
-    signatures = (("x", "mask", "attn_mask", "T", "H_patches", "W_patches"),)
+    signatures: ClassVar[Signatures] = (("x", "mask", "attn_mask", "T", "H_patches", "W_patches"),)
 
     @staticmethod
     def forward(self: Any, x: Tensor, mask: Any = None, attn_mask: Any = None, **grid: Any) -> Tensor:
@@ -77,17 +82,17 @@ class VJEPA21Block(Block):
     """V-JEPA 2.1, which returns attention weights besides, None unless they are asked for."""
 
     name = "vjepa21_block"
-    attributes = {**Block.attributes, "use_rope": bool}  # noqa: RUF012
-    signatures = (("x", "mask", "T", "H_patches", "W_patches", "return_attn", "mode"),)
+    attributes: ClassVar[dict[str, Any]] = {**Block.attributes, "use_rope": bool}
+    signatures: ClassVar[Signatures] = (("x", "mask", "T", "H_patches", "W_patches", "return_attn", "mode"),)
 
     @staticmethod
     def forward(
         self: Any,
         x: Tensor,
         mask: Any = None,
-        T: int | None = None,  # noqa: N803
-        H_patches: int | None = None,  # noqa: N803
-        W_patches: int | None = None,  # noqa: N803
+        T: int | None = None,
+        H_patches: int | None = None,
+        W_patches: int | None = None,
         return_attn: bool = False,
         mode: str = "video",
     ) -> Any:
@@ -106,7 +111,7 @@ class ActionBlock(Block):
 
     name = "vjepa2_ac_block"
     class_names = ("ACBlock",)
-    signatures = (("x", "mask", "attn_mask", "T", "H", "W", "action_tokens"),)
+    signatures: ClassVar[Signatures] = (("x", "mask", "attn_mask", "T", "H", "W", "action_tokens"),)
 
     def samples(self, module: Any) -> list[Sample]:
         return [Sample((draw(2, 12, *module.norm1.normalized_shape),), {"T": 2, "H": 2, "W": 3})]
@@ -122,7 +127,7 @@ class TimmBlock(Block):
     """timm's `Block`, with its layer scales and stochastic depth."""
 
     name = "timm_block"
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **Block.attributes,
         "ls1": nn.Module,
         "drop_path1": nn.Module,
@@ -130,7 +135,7 @@ class TimmBlock(Block):
         "drop_path2": nn.Module,
     }
     optional = ()
-    signatures = (("x", "attn_mask", "is_causal"), ("x", "attn_mask"), ("x",))
+    signatures: ClassVar[Signatures] = (("x", "attn_mask", "is_causal"), ("x", "attn_mask"), ("x",))
 
     @staticmethod
     def forward(self: Any, x: Tensor, attn_mask: Any = None, is_causal: bool = False) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Sample, draw, dropout_of, original, untouched
-from ..layers import mlp
+from jepa_fast.accelerate.adapter import Adapter, Sample, draw, dropout_of, original, untouched
+from jepa_fast.accelerate.layers import mlp
 
 _FIRST = ("fc1", "up_proj")
 _SECOND = ("fc2", "down_proj")
@@ -43,7 +43,9 @@ class GELUMLP(Adapter):
         first, second, activation = (_part(module, names) for names in (_FIRST, _SECOND, _ACTIVATION))
         for names, layer in ((_FIRST, first), (_SECOND, second)):
             if type(layer) is not nn.Linear:
-                reasons.append(f"attribute {_name(module, names)}: expected Linear, got {type(layer).__name__}")
+                reasons.append(
+                    f"attribute {_name(module, names)}: expected Linear, got {type(layer).__name__}"
+                )
             elif layer.bias is None:
                 reasons.append(f"attribute {_name(module, names)}: expected a bias")
         if not reasons and not _is_exact_gelu(activation):

@@ -1,16 +1,14 @@
 """Predictors of facebookresearch/ijepa, jepa, vjepa2 and 2-AC."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from jepa_fast.accelerate.adapter import ANY, Adapter, Sample, Signatures, draw, original
+from jepa_fast.accelerate.frame_causal import FrameCausal, of_matrix
 from jepa_fast.kernels.token_routing.api import assemble_predictor_tokens
-
-from ..adapter import ANY, Adapter, Sample, draw, original
-from ..frame_causal import FrameCausal, of_matrix
 
 _COMMON = {
     "predictor_embed": nn.Module,
@@ -39,12 +37,12 @@ class IJEPAPredictor(Predictor):
 
     name = "ijepa_predictor"
     title = "assemble_predictor_tokens"
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **_COMMON,
         "mask_token": nn.Parameter,
         "predictor_pos_embed": nn.Parameter,
     }
-    signatures = (("x", "masks_x", "masks"),)
+    signatures: ClassVar[Signatures] = (("x", "masks_x", "masks"),)
 
     def samples(self, module: Any) -> list[Sample]:
         places = module.predictor_pos_embed.shape[1]
@@ -79,13 +77,13 @@ class JEPAPredictor(Predictor):
 
     name = "jepa_predictor"
     title = "assemble_predictor_tokens"
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **_COMMON,
         "mask_tokens": nn.ParameterList,
         "num_mask_tokens": int,
         "predictor_pos_embed": nn.Parameter,
     }
-    signatures = (("ctxt", "tgt", "masks_ctxt", "masks_tgt", "mask_index"),)
+    signatures: ClassVar[Signatures] = (("ctxt", "tgt", "masks_ctxt", "masks_tgt", "mask_index"),)
 
     def samples(self, module: Any) -> list[Sample]:
         places = module.predictor_pos_embed.shape[1]
@@ -99,7 +97,12 @@ class JEPAPredictor(Predictor):
     def forward(
         self: Any, ctxt: Tensor, tgt: Tensor, masks_ctxt: Any, masks_tgt: Any, mask_index: int = 1
     ) -> Tensor:
-        if masks_ctxt is None or masks_tgt is None or len(_as_list(masks_ctxt)) != 1 or len(_as_list(masks_tgt)) != 1:
+        if (
+            masks_ctxt is None
+            or masks_tgt is None
+            or len(_as_list(masks_ctxt)) != 1
+            or len(_as_list(masks_tgt)) != 1
+        ):
             return original(self)(self, ctxt, tgt, masks_ctxt, masks_tgt, mask_index)
         (context_ids,), (target_ids,) = _as_list(masks_ctxt), _as_list(masks_tgt)
         token = self.mask_tokens[mask_index % self.num_mask_tokens]
@@ -112,12 +115,12 @@ class JEPAPredictor(Predictor):
 
 
 class VJEPA2Predictor(Predictor):
-    """facebookresearch/vjepa2 with rotary positions: tokens stay in their order, context first. The published code sorts
-    them by position, sample by sample in Python, and sorts them back, which changes nothing."""
+    """facebookresearch/vjepa2 with rotary positions: tokens stay in their order, context first. The published code
+    sorts them by position, sample by sample in Python, and sorts them back, which changes nothing."""
 
     name = "vjepa2_predictor"
     title = "predictor without sort"
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **_COMMON,
         "mask_tokens": nn.ParameterList,
         "num_mask_tokens": int,
@@ -127,9 +130,9 @@ class VJEPA2Predictor(Predictor):
         "return_all_tokens": bool,
         "use_activation_checkpointing": bool,
     }
-    signatures = (("x", "masks_x", "masks_y", "mask_index", "has_cls"),)
+    signatures: ClassVar[Signatures] = (("x", "masks_x", "masks_y", "mask_index", "has_cls"),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         wanted = {"use_rope": True, "chop_last_n_tokens": 0, "return_all_tokens": False}
         return [
             f"attribute {name}: expected {value}, got {getattr(module, name)}"
@@ -172,15 +175,15 @@ class VJEPA21Predictor(Predictor):
 
     name = "vjepa21_predictor"
     title = "predictor without sort"
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **{name: kind for name, kind in VJEPA2Predictor.attributes.items() if name != "return_all_tokens"},
         "return_all_tokens": bool,
         "modality_embedding": bool,
     }
     optional = ("video_mod_embed", "img_mod_embed", "predictor_proj_context")
-    signatures = (("x", "masks_x", "masks_y", "mod", "mask_index"),)
+    signatures: ClassVar[Signatures] = (("x", "masks_x", "masks_y", "mod", "mask_index"),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         wanted = {"use_rope": True, "chop_last_n_tokens": 0}
         return [
             f"attribute {name}: expected {value}, got {getattr(module, name)}"
@@ -193,8 +196,12 @@ class VJEPA21Predictor(Predictor):
         if places < 4:
             return []
         context, target = _ids(places, min(places // 4, 64), min(places // 2, 64))
-        width = next(layer for layer in module.predictor_embed.modules() if isinstance(layer, nn.Linear)).in_features
-        return [Sample((draw(2, context.shape[1], width), [context], [target], mod)) for mod in ("video", "image")]
+        width = next(
+            layer for layer in module.predictor_embed.modules() if isinstance(layer, nn.Linear)
+        ).in_features
+        return [
+            Sample((draw(2, context.shape[1], width), [context], [target], mod)) for mod in ("video", "image")
+        ]
 
     @staticmethod
     def forward(
@@ -222,14 +229,14 @@ class VJEPA21Predictor(Predictor):
 
 
 class ActionPredictor(Adapter):
-    """`VisionTransformerPredictorAC`: its code runs as it is, on a rule where the matrix of its mask was. The matrix, up
-    to 4.36 GB, is freed; `restore_` makes it again. `patch_functions_` keeps it from being made at all."""
+    """`VisionTransformerPredictorAC`: its code runs as it is, on a rule where the matrix of its mask was. The matrix,
+    up to 4.36 GB, is freed; `restore_` makes it again. `patch_functions_` keeps it from being made at all."""
 
     name = "vjepa2_ac_predictor"
     kind = "predictor"
     title = "itself, without the matrix of its mask"
     class_names = ("VisionTransformerPredictorAC",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **_COMMON,
         "attn_mask": ANY,
         "grid_height": int,
@@ -239,11 +246,13 @@ class ActionPredictor(Adapter):
         "state_encoder": nn.Module,
     }
     optional = ("extrinsics_encoder",)
-    signatures = (("x", "actions", "states", "extrinsics"),)
+    signatures: ClassVar[Signatures] = (("x", "actions", "states", "extrinsics"),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         if of_matrix(module.attn_mask, _step(module)) is None:
-            return [f"attribute attn_mask: expected a mask that is causal over steps of {_step(module)} tokens"]
+            return [
+                f"attribute attn_mask: expected a mask that is causal over steps of {_step(module)} tokens"
+            ]
         return []
 
     def on_patch(self, module: Any) -> None:

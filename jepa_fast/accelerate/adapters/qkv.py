@@ -1,16 +1,14 @@
 """Attention with one `qkv` projection: facebookresearch/ijepa, jepa, vjepa2, and timm."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from jepa_fast.accelerate.adapter import Adapter, Sample, Signatures, draw, dropout_of, original
+from jepa_fast.accelerate.frame_causal import mask_of
+from jepa_fast.accelerate.layers import attend
 from jepa_fast.kernels.attention.masks import BlockCausal
 from jepa_fast.kernels.attention.masks.base import Mask
-
-from ..adapter import Adapter, Sample, draw, dropout_of, original
-from ..frame_causal import mask_of
-from ..layers import attend
 
 
 class QKVAttention(Adapter):
@@ -19,7 +17,7 @@ class QKVAttention(Adapter):
     kind = "attention"
     title = "masked_attention"
     class_names = ("Attention",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "num_heads": int,
         "scale": float,
         "qkv": nn.Module,
@@ -52,10 +50,12 @@ class IJEPAAttention(QKVAttention):
     asks the published code for them where somebody wants them."""
 
     name = "ijepa_attention"
-    signatures = (("x",),)
+    signatures: ClassVar[Signatures] = (("x",),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
-        return [f"attribute {name}: expected none" for name in ("fused_attn", "use_sdpa") if hasattr(module, name)]
+    def more_reasons(self, module: Any) -> list[str]:
+        return [
+            f"attribute {name}: expected none" for name in ("fused_attn", "use_sdpa") if hasattr(module, name)
+        ]
 
     @staticmethod
     def forward(self: Any, x: Tensor) -> Any:
@@ -69,8 +69,12 @@ class JEPAAttention(QKVAttention):
     """facebookresearch/jepa; the mask argument is not read there."""
 
     name = "jepa_attention"
-    attributes = {**QKVAttention.attributes, "use_sdpa": bool, "proj_drop_prob": (int, float)}  # noqa: RUF012
-    signatures = (("x", "mask"),)
+    attributes: ClassVar[dict[str, Any]] = {
+        **QKVAttention.attributes,
+        "use_sdpa": bool,
+        "proj_drop_prob": (int, float),
+    }
+    signatures: ClassVar[Signatures] = (("x", "mask"),)
 
     @staticmethod
     def forward(self: Any, x: Tensor, mask: Any = None) -> Any:
@@ -84,8 +88,8 @@ class VJEPA2PlainAttention(QKVAttention):
     """facebookresearch/vjepa2 without rotary positions."""
 
     name = "vjepa2_plain_attention"
-    attributes = {**JEPAAttention.attributes, "is_causal": bool}  # noqa: RUF012
-    signatures = (("x", "mask", "attn_mask"),)
+    attributes: ClassVar[dict[str, Any]] = {**JEPAAttention.attributes, "is_causal": bool}
+    signatures: ClassVar[Signatures] = (("x", "mask", "attn_mask"),)
 
     @staticmethod
     def forward(self: Any, x: Tensor, mask: Any = None, attn_mask: Any = None) -> Tensor:
@@ -100,10 +104,10 @@ class TimmAttention(QKVAttention):
     """timm's `Attention` without normalisation of queries and keys."""
 
     name = "timm_attention"
-    attributes = {**QKVAttention.attributes, "fused_attn": bool}  # noqa: RUF012
-    signatures = (("x", "attn_mask", "is_causal"), ("x", "attn_mask"), ("x",))
+    attributes: ClassVar[dict[str, Any]] = {**QKVAttention.attributes, "fused_attn": bool}
+    signatures: ClassVar[Signatures] = (("x", "attn_mask", "is_causal"), ("x", "attn_mask"), ("x",))
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         return ["attribute gate: expected None"] if getattr(module, "gate", None) is not None else []
 
     @staticmethod

@@ -1,16 +1,15 @@
 """SIGReg as the code bases write it. Directions are drawn as they draw them, with the same generators, so that a run
 with the same seed sees the same directions; the statistic is `sigreg_loss`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_fast.accelerate.adapter import Adapter, Sample, Signatures, draw, original
 from jepa_fast.kernels.sigreg.api import sigreg_loss
-
-from ..adapter import Adapter, Sample, draw, original
 
 _T_MAX = "_jepa_fast_t_max"
 
@@ -23,7 +22,7 @@ class SIGReg(Adapter):
     title = "sigreg_loss"
     # Samples are float32, in which some of them draw their directions.
     tolerance = 1e-4
-    attributes = {"t": Tensor, "phi": Tensor, "weights": Tensor}  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {"t": Tensor, "phi": Tensor, "weights": Tensor}
 
     def knots(self, module: Any) -> Any:
         """The module that holds them."""
@@ -76,8 +75,12 @@ class LightlySIGReg(SIGReg):
 
     name = "lightly_sigreg"
     class_names = ("SIGReg",)
-    attributes = {**SIGReg.attributes, "num_vectors": int, "gather_distributed": bool}  # noqa: RUF012
-    signatures = (("proj",),)
+    attributes: ClassVar[dict[str, Any]] = {
+        **SIGReg.attributes,
+        "num_vectors": int,
+        "gather_distributed": bool,
+    }
+    signatures: ClassVar[Signatures] = (("proj",),)
 
     def samples(self, module: Any) -> list[Sample]:
         return [] if module.gather_distributed else [Sample((draw(3, 9, 6, dtype=torch.float32),))]
@@ -102,8 +105,8 @@ class WorldModelSIGReg(SIGReg):
 
     name = "lewm_sigreg"
     class_names = ("SIGReg",)
-    attributes = {**SIGReg.attributes, "num_proj": int}  # noqa: RUF012
-    signatures = (("proj",),)
+    attributes: ClassVar[dict[str, Any]] = {**SIGReg.attributes, "num_proj": int}
+    signatures: ClassVar[Signatures] = (("proj",),)
 
     def samples(self, module: Any) -> list[Sample]:
         return [Sample((draw(3, 9, 6, dtype=torch.float32),))]
@@ -121,7 +124,7 @@ class LeJEPASlicing(SIGReg):
 
     name = "lejepa_sigreg"
     class_names = ("SlicingUnivariateTest",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "univariate_test": nn.Module,
         "num_slices": int,
         "reduction": (str, type(None)),
@@ -129,7 +132,7 @@ class LeJEPASlicing(SIGReg):
         "sampler": str,
         "global_step": Tensor,
     }
-    signatures = (("x",),)
+    signatures: ClassVar[Signatures] = (("x",),)
 
     def knots(self, module: Any) -> Any:
         return module.univariate_test
@@ -137,7 +140,9 @@ class LeJEPASlicing(SIGReg):
     def more_reasons(self, module: Any) -> list[str]:
         reasons = []
         if type(module.univariate_test).__name__ != "EppsPulley":
-            reasons.append(f"attribute univariate_test: expected EppsPulley, got {type(module.univariate_test).__name__}")
+            reasons.append(
+                f"attribute univariate_test: expected EppsPulley, got {type(module.univariate_test).__name__}"
+            )
         if module.reduction not in ("mean", "sum"):
             reasons.append(f"attribute reduction: expected mean or sum, got {module.reduction!r}")
         if module.clip_value is not None:
@@ -170,8 +175,8 @@ class SpreadSlicing(SIGReg):
 
     name = "stable_pretraining_sigreg"
     class_names = ("SlicedEppsPulley",)
-    attributes = {"num_slices": int, "ep": nn.Module, "global_step": Tensor}  # noqa: RUF012
-    signatures = (("x",),)
+    attributes: ClassVar[dict[str, Any]] = {"num_slices": int, "ep": nn.Module, "global_step": Tensor}
+    signatures: ClassVar[Signatures] = (("x",),)
     corrected = False
 
     def knots(self, module: Any) -> Any:
@@ -219,8 +224,8 @@ class BatchedSlicing(Adapter):
     title = "sigreg_loss"
     tolerance = 1e-4
     class_names = ("BCS",)
-    attributes = {"num_slices": int, "step": int, "lmbd": (int, float)}  # noqa: RUF012
-    signatures = (("z1", "z2"),)
+    attributes: ClassVar[dict[str, Any]] = {"num_slices": int, "step": int, "lmbd": (int, float)}
+    signatures: ClassVar[Signatures] = (("z1", "z2"),)
 
     def samples(self, module: Any) -> list[Sample]:
         return [Sample((draw(9, 6, dtype=torch.float32), draw(9, 6, dtype=torch.float32)))]
@@ -232,7 +237,9 @@ class BatchedSlicing(Adapter):
         with torch.no_grad():
             generator = torch.Generator(device=z1.device)
             generator.manual_seed(self.step)
-            directions = _unit(torch.randn(z1.shape[1], self.num_slices, device=z1.device, generator=generator))
+            directions = _unit(
+                torch.randn(z1.shape[1], self.num_slices, device=z1.device, generator=generator)
+            )
         self.step += 1
         views = [sigreg_loss(z, directions=directions, variant="eb_jepa") for z in (z1, z2)]
         statistic = (views[0] + views[1]) / 2

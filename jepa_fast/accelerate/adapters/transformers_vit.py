@@ -1,13 +1,13 @@
 """Vision transformers of transformers: I-JEPA, ViT, DINOv2 with and without registers, DINOv3."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..adapter import ANY, Adapter, Sample, draw, norm_reasons, original
-from ..layers import add_norm, attend, norm
+from jepa_fast.accelerate.adapter import ANY, Adapter, Sample, Signatures, draw, norm_reasons, original
+from jepa_fast.accelerate.layers import add_norm, attend, norm
+
 from .vjepa2_hf import eager_reasons, wants_weights
 
 
@@ -18,7 +18,7 @@ class ViTAttention(Adapter):
     kind = "attention"
     title = "masked_attention"
     class_names = ("IJepaAttention", "ViTAttention", "Dinov2Attention", "Dinov2WithRegistersAttention")
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "config": ANY,
         "q_proj": nn.Module,
         "k_proj": nn.Module,
@@ -30,9 +30,9 @@ class ViTAttention(Adapter):
         "scaling": float,
         "is_causal": bool,
     }
-    signatures = (("hidden_states", "attention_mask", "kwargs"),)
+    signatures: ClassVar[Signatures] = (("hidden_states", "attention_mask", "kwargs"),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         causal = ["attribute is_causal: expected False"] if module.is_causal else []
         return [*causal, *eager_reasons(module)]
 
@@ -41,10 +41,16 @@ class ViTAttention(Adapter):
 
     @staticmethod
     def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        if attention_mask is not None or (self.training and self.attention_dropout > 0.0) or wants_weights(self):
+        if (
+            attention_mask is not None
+            or (self.training and self.attention_dropout > 0.0)
+            or wants_weights(self)
+        ):
             return original(self)(self, hidden_states, attention_mask, **kwargs)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query, key, value = (layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.o_proj(attend(query, key, value, scale=self.scaling)), None
 
 
@@ -60,7 +66,7 @@ class ViTSelfAttention(Adapter):
         "Dinov2SelfAttention",
         "Dinov2WithRegistersSelfAttention",
     )
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "config": ANY,
         "query": nn.Module,
         "key": nn.Module,
@@ -71,9 +77,13 @@ class ViTSelfAttention(Adapter):
         "scaling": float,
         "is_causal": bool,
     }
-    signatures = (("hidden_states",), ("hidden_states", "head_mask"), ("hidden_states", "head_mask", "output_attentions"))
+    signatures: ClassVar[Signatures] = (
+        ("hidden_states",),
+        ("hidden_states", "head_mask"),
+        ("hidden_states", "head_mask", "output_attentions"),
+    )
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         causal = ["attribute is_causal: expected False"] if module.is_causal else []
         return [*causal, *eager_reasons(module)]
 
@@ -98,7 +108,7 @@ class DINOv3Attention(Adapter):
     kind = "attention"
     title = "masked_attention behind its own rotary positions"
     class_names = ("DINOv3ViTAttention",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "config": ANY,
         "q_proj": nn.Module,
         "k_proj": nn.Module,
@@ -111,9 +121,9 @@ class DINOv3Attention(Adapter):
         "is_causal": bool,
     }
     optional = ("embed_dim",)
-    signatures = (("hidden_states", "attention_mask", "position_embeddings", "kwargs"),)
+    signatures: ClassVar[Signatures] = (("hidden_states", "attention_mask", "position_embeddings", "kwargs"),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         causal = ["attribute is_causal: expected False"] if module.is_causal else []
         return [*causal, *eager_reasons(module)]
 
@@ -138,11 +148,14 @@ class DINOv3Attention(Adapter):
         ):
             return original(self)(self, hidden_states, attention_mask, position_embeddings, **kwargs)
         shape = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
-        query, key, value = (layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            layer(hidden_states).view(shape) for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
         cos, sin = (table[:, None] for table in position_embeddings)  # [patches, 1, head_dim]
         prefix = query.shape[1] - cos.shape[0]
         query, key = (
-            torch.cat([x[:, :prefix], _rotated(x[:, prefix:], cos, sin).to(x.dtype)], dim=1) for x in (query, key)
+            torch.cat([x[:, :prefix], _rotated(x[:, prefix:], cos, sin).to(x.dtype)], dim=1)
+            for x in (query, key)
         )
         return self.o_proj(attend(query, key, value, scale=self.scaling)), None
 
@@ -159,16 +172,16 @@ class ViTLayer(Adapter):
     kind = "layer_norm"
     title = "add_layer_norm"
     class_names = ("IJepaLayer", "ViTLayer")
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "attention": nn.Module,
         "layernorm_before": nn.LayerNorm,
         "layernorm_after": nn.LayerNorm,
         "mlp": nn.Module,
         "dropout": nn.Module,
     }
-    signatures = (("hidden_states", "attention_mask", "kwargs"),)
+    signatures: ClassVar[Signatures] = (("hidden_states", "attention_mask", "kwargs"),)
 
-    def more_reasons(self, module: nn.Module) -> Sequence[str]:
+    def more_reasons(self, module: nn.Module) -> list[str]:
         return norm_reasons(module, "layernorm_before", "layernorm_after")
 
     def samples(self, module: Any) -> list[Sample]:
@@ -188,7 +201,7 @@ class DINOLayer(Adapter):
     kind = "layer_norm"
     title = "add_layer_norm"
     class_names = ("Dinov2Layer", "Dinov2WithRegistersLayer", "DINOv3ViTLayer")
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "norm1": nn.LayerNorm,
         "attention": nn.Module,
         "layer_scale1": nn.Module,
@@ -197,12 +210,12 @@ class DINOLayer(Adapter):
         "mlp": nn.Module,
         "layer_scale2": nn.Module,
     }
-    signatures = (
+    signatures: ClassVar[Signatures] = (
         ("hidden_states", "attention_mask", "kwargs"),
         ("hidden_states", "attention_mask", "position_embeddings", "kwargs"),
     )
 
-    def more_reasons(self, module: nn.Module) -> Sequence[str]:
+    def more_reasons(self, module: nn.Module) -> list[str]:
         return norm_reasons(module, "norm1", "norm2")
 
     def samples(self, module: Any) -> list[Sample]:
@@ -214,9 +227,7 @@ class DINOLayer(Adapter):
 
     @staticmethod
     def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        update, _ = self.attention(
-            norm(self.norm1, hidden_states), attention_mask=attention_mask, **kwargs
-        )
+        update, _ = self.attention(norm(self.norm1, hidden_states), attention_mask=attention_mask, **kwargs)
         update = self.drop_path(self.layer_scale1(update))
         normalized, x = add_norm(update, hidden_states, self.norm2)
         return self.drop_path(self.layer_scale2(self.mlp(normalized))) + x

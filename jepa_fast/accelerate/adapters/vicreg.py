@@ -1,14 +1,13 @@
 """VICReg and Barlow Twins as the code bases write them. Where a batch is spread over processes they gather in ways of
 their own, and keep doing so."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from jepa_fast.accelerate.adapter import Adapter, Sample, Signatures, draw, original
 from jepa_fast.kernels.covariance.api import barlow_twins_loss, covariance_loss, variance_loss, vicreg_loss
-
-from ..adapter import Adapter, Sample, draw, original
 
 _EB_JEPA_EPS = 1e-4
 _BARLOW_EPS = 1e-5
@@ -43,14 +42,14 @@ class LightlyVICReg(TwoViews):
     name = "lightly_vicreg"
     title = "vicreg_loss"
     class_names = ("VICRegLoss",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "lambda_param": (int, float),
         "mu_param": (int, float),
         "nu_param": (int, float),
         "gather_distributed": bool,
         "eps": float,
     }
-    signatures = (("z_a", "z_b"),)
+    signatures: ClassVar[Signatures] = (("z_a", "z_b"),)
 
     @staticmethod
     def forward(self: Any, z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -73,14 +72,16 @@ class SpreadVICReg(TwoViews):
     name = "stable_pretraining_vicreg"
     title = "vicreg_loss"
     class_names = ("VICRegLoss",)
-    attributes = {"sim_coeff": (int, float)}  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {"sim_coeff": (int, float)}
     optional = ("vcreg_loss",)
-    signatures = (("z_i", "z_j"),)
+    signatures: ClassVar[Signatures] = (("z_i", "z_j"),)
 
     def more_reasons(self, module: Any) -> list[str]:
         holder = getattr(module, "vcreg_loss", module)
         return [
-            f"expected attribute {name}" for name in ("std_coeff", "cov_coeff", "epsilon") if not hasattr(holder, name)
+            f"expected attribute {name}"
+            for name in ("std_coeff", "cov_coeff", "epsilon")
+            if not hasattr(holder, name)
         ]
 
     @staticmethod
@@ -103,8 +104,8 @@ class LightlyBarlowTwins(TwoViews):
     name = "lightly_barlow_twins"
     title = "barlow_twins_loss"
     class_names = ("BarlowTwinsLoss",)
-    attributes = {"lambda_param": (int, float), "gather_distributed": bool}  # noqa: RUF012
-    signatures = (("z_a", "z_b"),)
+    attributes: ClassVar[dict[str, Any]] = {"lambda_param": (int, float), "gather_distributed": bool}
+    signatures: ClassVar[Signatures] = (("z_a", "z_b"),)
 
     @staticmethod
     def forward(self: Any, z_a: Tensor, z_b: Tensor) -> Tensor:
@@ -119,12 +120,16 @@ class SpreadBarlowTwins(TwoViews):
     name = "stable_pretraining_barlow_twins"
     title = "barlow_twins_loss"
     class_names = ("BarlowTwinsLoss",)
-    attributes = {"lambd": (int, float)}  # noqa: RUF012
-    signatures = (("z_i", "z_j"),)
+    attributes: ClassVar[dict[str, Any]] = {"lambd": (int, float)}
+    signatures: ClassVar[Signatures] = (("z_i", "z_j"),)
 
     def more_reasons(self, module: Any) -> list[str]:
         bn = getattr(module, "bn", None)
-        return ["attribute bn: expected none, the loss normalises by itself"] if isinstance(bn, nn.Module) else []
+        return (
+            ["attribute bn: expected none, the loss normalises by itself"]
+            if isinstance(bn, nn.Module)
+            else []
+        )
 
     @staticmethod
     def forward(self: Any, z_i: Tensor, z_j: Tensor) -> Tensor:
@@ -142,11 +147,13 @@ class HingeStd(Adapter):
     kind = "loss"
     title = "variance_loss"
     class_names = ("HingeStdLoss",)
-    attributes = {"std_margin": (int, float)}  # noqa: RUF012
-    signatures = (("x",),)
+    attributes: ClassVar[dict[str, Any]] = {"std_margin": (int, float)}
+    signatures: ClassVar[Signatures] = (("x",),)
 
     def more_reasons(self, module: Any) -> list[str]:
-        return [] if module.std_margin == 1 else [f"attribute std_margin: expected 1, got {module.std_margin}"]
+        return (
+            [] if module.std_margin == 1 else [f"attribute std_margin: expected 1, got {module.std_margin}"]
+        )
 
     def samples(self, module: Any) -> list[Sample]:
         return [Sample((draw(9, 6) * 0.3,))]
@@ -162,13 +169,13 @@ class EBJEPAVICReg(TwoViews):
     name = "eb_jepa_vicreg"
     title = "itself, by its two terms"
     class_names = ("VICRegLoss",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "std_coeff": (int, float),
         "cov_coeff": (int, float),
         "std_loss_fn": nn.Module,
         "cov_loss_fn": nn.Module,
     }
-    signatures = (("z1", "z2"),)
+    signatures: ClassVar[Signatures] = (("z1", "z2"),)
 
     @staticmethod
     def forward(self: Any, z1: Tensor, z2: Tensor) -> Any:
@@ -182,8 +189,8 @@ class Covariance(Adapter):
     kind = "loss"
     title = "covariance_loss"
     class_names = ("CovarianceLoss",)
-    attributes: dict[str, Any] = {}  # noqa: RUF012
-    signatures = (("x",),)
+    attributes: ClassVar[dict[str, Any]] = {}
+    signatures: ClassVar[Signatures] = (("x",),)
 
     def samples(self, module: Any) -> list[Sample]:
         return [Sample((draw(9, 6),)), Sample((draw(5, 8),))]

@@ -1,15 +1,14 @@
 """V-JEPA 2 of transformers."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .. import rotary
-from ..adapter import ANY, Adapter, Sample, draw, norm_reasons, original
-from ..layers import add_norm, attend, norm
+from jepa_fast.accelerate import rotary
+from jepa_fast.accelerate.adapter import ANY, Adapter, Sample, Signatures, draw, norm_reasons, original
+from jepa_fast.accelerate.layers import add_norm, attend, norm
 
 
 class VJEPA2Attention(Adapter):
@@ -22,7 +21,7 @@ class VJEPA2Attention(Adapter):
     kind = "attention"
     title = "masked_attention with Rope3D"
     class_names = ("VJEPA2RopeAttention",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "config": ANY,
         "query": nn.Module,
         "key": nn.Module,
@@ -40,13 +39,13 @@ class VJEPA2Attention(Adapter):
         "is_causal": bool,
     }
     optional = ("dropout",)
-    signatures = (
+    signatures: ClassVar[Signatures] = (
         ("hidden_states", "position_mask"),
         ("hidden_states", "position_mask", "output_attentions"),
         ("hidden_states", "position_mask", "output_attentions", "head_mask"),
     )
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         segment = 2 * (module.attention_head_size // 3 // 2)
         reasons = [
             f"attribute {name}: expected {segment}, got {getattr(module, name)}"
@@ -61,10 +60,16 @@ class VJEPA2Attention(Adapter):
         grid = module.grid_size**2
         x = draw(2, min(grid + 3, 40), module.query.in_features)
         ids = torch.stack([torch.randperm(2 * grid + 7)[: x.shape[1]] for _ in range(2)])
-        return [Sample((x,)), Sample((x,), {"position_mask": ids})] if len(ids[0]) == x.shape[1] else [Sample((x,))]
+        return (
+            [Sample((x,)), Sample((x,), {"position_mask": ids})]
+            if len(ids[0]) == x.shape[1]
+            else [Sample((x,))]
+        )
 
     @staticmethod
-    def forward(self: Any, hidden_states: Tensor, position_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self: Any, hidden_states: Tensor, position_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         if (
             (self.training and self.dropout_prob > 0.0)
             or wants_weights(self)
@@ -73,9 +78,7 @@ class VJEPA2Attention(Adapter):
             return original(self)(self, hidden_states, position_mask, *args, **kwargs)
         batch, tokens = hidden_states.shape[:2]
         shape = (batch, tokens, -1, self.attention_head_size)
-        query, key, value = (
-            layer(hidden_states).view(shape) for layer in (self.query, self.key, self.value)
-        )
+        query, key, value = (layer(hidden_states).view(shape) for layer in (self.query, self.key, self.value))
         side = self.grid_size
         if position_mask is None:
             rope = rotary.of_grid(tokens, side, side, hidden_states.device, table="hf")
@@ -91,16 +94,16 @@ class VJEPA2Block(Adapter):
     kind = "layer_norm"
     title = "add_layer_norm"
     class_names = ("VJEPA2Layer",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "norm1": nn.LayerNorm,
         "attention": nn.Module,
         "drop_path": nn.Module,
         "norm2": nn.LayerNorm,
         "mlp": nn.Module,
     }
-    signatures = (("hidden_states", "position_mask", "kwargs"),)
+    signatures: ClassVar[Signatures] = (("hidden_states", "position_mask", "kwargs"),)
 
-    def more_reasons(self, module: nn.Module) -> Sequence[str]:
+    def more_reasons(self, module: nn.Module) -> list[str]:
         return norm_reasons(module, "norm1", "norm2")
 
     def samples(self, module: Any) -> list[Sample]:
@@ -121,7 +124,7 @@ class VJEPA2Predictor(Adapter):
     kind = "predictor"
     title = "predictor without sort"
     class_names = ("VJEPA2Predictor",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "config": ANY,
         "embeddings": nn.Module,
         "layer": nn.ModuleList,
@@ -130,11 +133,9 @@ class VJEPA2Predictor(Adapter):
         "sort_tokens": ANY,
         "unsort_tokens": ANY,
     }
-    signatures = (
-        ("encoder_hidden_states", "context_mask", "target_mask", "kwargs"),
-    )
+    signatures: ClassVar[Signatures] = (("encoder_hidden_states", "context_mask", "target_mask", "kwargs"),)
 
-    def more_reasons(self, module: Any) -> Sequence[str]:
+    def more_reasons(self, module: Any) -> list[str]:
         parts = module.embeddings
         return [
             f"expected attribute embeddings.{name}"
@@ -182,9 +183,9 @@ class VJEPA2ModelWarning(Adapter):
     kind = "warning"
     title = "itself, and warns if the predictor runs without masks"
     class_names = ("VJEPA2Model",)
-    attributes = {"encoder": nn.Module, "predictor": nn.Module}  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {"encoder": nn.Module, "predictor": nn.Module}
 
-    def more_reasons(self, module: nn.Module) -> Sequence[str]:
+    def more_reasons(self, module: nn.Module) -> list[str]:
         import inspect
 
         names = list(inspect.signature(type(module).forward).parameters)[1:5]

@@ -1,17 +1,17 @@
 """Attention with 3-D rotary positions of facebookresearch/vjepa2: V-JEPA 2, 2-AC and 2.1."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from jepa_fast.accelerate import rotary
+from jepa_fast.accelerate.adapter import Adapter, Sample, Signatures, draw, original
+from jepa_fast.accelerate.frame_causal import FrameCausal
+from jepa_fast.accelerate.layers import attend
 from jepa_fast.kernels.rope.positions import Rope3D
 
-from .. import rotary
-from ..adapter import Adapter, Sample, draw, original
-from ..frame_causal import FrameCausal
-from ..layers import attend
 from .qkv import REFUSED, sdpa_dropout, sdpa_scale, served_mask, split
 
 TABLE = "fair_autocast"
@@ -24,7 +24,7 @@ class RopeAttention(Adapter):
     kind = "attention"
     title = "masked_attention with Rope3D"
     class_names = ("RoPEAttention",)
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         "num_heads": int,
         "head_dim": int,
         "scale": float,
@@ -40,7 +40,7 @@ class RopeAttention(Adapter):
         "grid_size": int,
         "is_causal": bool,
     }
-    signatures = (("x", "mask", "attn_mask", "T", "H_patches", "W_patches"),)
+    signatures: ClassVar[Signatures] = (("x", "mask", "attn_mask", "T", "H_patches", "W_patches"),)
 
     def more_reasons(self, module: Any) -> list[str]:
         segment = 2 * (module.head_dim // 3 // 2)
@@ -66,9 +66,9 @@ class RopeAttention(Adapter):
         x: Tensor,
         mask: Tensor | None = None,
         attn_mask: Any = None,
-        T: int | None = None,  # noqa: N803
-        H_patches: int | None = None,  # noqa: N803
-        W_patches: int | None = None,  # noqa: N803
+        T: int | None = None,
+        H_patches: int | None = None,
+        W_patches: int | None = None,
     ) -> Tensor:
         form = served_mask(self, attn_mask)
         rope = _rope(self, x, mask, T, H_patches, W_patches)
@@ -91,12 +91,15 @@ def _rope(
 ) -> Rope3D | None:
     """Positions as upstream finds them; None where it would find too many or too few."""
     side, tokens = self.grid_size, x.shape[1]
-    known = rows is not None and columns is not None
-    height, width = (rows, columns) if known else (side, side)
+    height, width = (rows, columns) if rows is not None and columns is not None else (side, side)
     options = {"table": TABLE, "pairing": pairing, "scale": scale}
     if mask is not None:
         return rotary.of_ids(mask, height, width, **options) if mask.shape == x.shape[:2] else None  # type: ignore[arg-type]
-    count = frames * height * width if known and frames is not None else tokens // side**2 * side**2
+    count = (
+        frames * height * width
+        if None not in (frames, rows, columns) and frames is not None
+        else tokens // side**2 * side**2
+    )
     return rotary.of_grid(tokens, height, width, x.device, **options) if count == tokens else None  # type: ignore[arg-type]
 
 
@@ -105,13 +108,13 @@ class RopeAttention21(RopeAttention):
     pre-training."""
 
     name = "vjepa21_rope_attention"
-    attributes = {  # noqa: RUF012
+    attributes: ClassVar[dict[str, Any]] = {
         **RopeAttention.attributes,
         "interpolate_rope": bool,
         "n_registers": int,
         "has_cls_first": bool,
     }
-    signatures = (("x", "mask", "T", "H_patches", "W_patches", "return_attn"),)
+    signatures: ClassVar[Signatures] = (("x", "mask", "T", "H_patches", "W_patches", "return_attn"),)
 
     def more_reasons(self, module: Any) -> list[str]:
         reasons = super().more_reasons(module)
@@ -122,13 +125,13 @@ class RopeAttention21(RopeAttention):
         return reasons
 
     @staticmethod
-    def forward(
+    def forward(  # type: ignore[override]
         self: Any,
         x: Tensor,
         mask: Tensor | None = None,
-        T: int | None = None,  # noqa: N803
-        H_patches: int | None = None,  # noqa: N803
-        W_patches: int | None = None,  # noqa: N803
+        T: int | None = None,
+        H_patches: int | None = None,
+        W_patches: int | None = None,
         return_attn: bool = False,
     ) -> Any:
         height = self.grid_size if H_patches is None else H_patches
@@ -154,7 +157,7 @@ class ActionAttention(RopeAttention):
 
     name = "vjepa2_ac_attention"
     class_names = ("ACRoPEAttention",)
-    signatures = (("x", "mask", "attn_mask", "T", "H", "W", "action_tokens"),)
+    signatures: ClassVar[Signatures] = (("x", "mask", "attn_mask", "T", "H", "W", "action_tokens"),)
 
     def samples(self, module: Any) -> list[Sample]:
         width = module.qkv.in_features
@@ -171,14 +174,14 @@ class ActionAttention(RopeAttention):
         x: Tensor,
         mask: Tensor | None = None,
         attn_mask: Any = None,
-        T: int | None = None,  # noqa: N803
-        H: int | None = None,  # noqa: N803
-        W: int | None = None,  # noqa: N803
+        T: int | None = None,
+        H: int | None = None,
+        W: int | None = None,
         action_tokens: int = 0,
     ) -> Tensor:
         form = served_mask(self, attn_mask)
-        refused = form is REFUSED or mask is not None or T is None or H is None or W is None
-        if refused or sdpa_dropout(self) > 0.0 or x.shape[1] != T * (action_tokens + H * W):
+        refused = form is REFUSED or mask is not None or sdpa_dropout(self) > 0.0
+        if refused or T is None or H is None or W is None or x.shape[1] != T * (action_tokens + H * W):
             return original(self)(self, x, mask, attn_mask, T, H, W, action_tokens)
         rope = _steps(T, H, W, action_tokens, self.grid_size, x.device)
         query, key, value = split(self, x)
