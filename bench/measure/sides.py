@@ -196,8 +196,8 @@ def of_turns(
 
     What disturbs a call only ever makes it longer, and on a shared machine often by a multiple: of neighbouring rounds
     the quickest sample of each side is taken, and the ratio of those is what the interval is of. With several inputs,
-    whose costs differ, a sample is compared with its own kind alone. The noise floor is what the two samples of one side
-    differ by, not the end of that interval: a change has to be found by other processes once more.
+    whose costs differ, a sample is compared with its own kind alone. The noise floor is what the two samples of one
+    side differ by, not the end of that interval: a change has to be found by other processes once more.
     """
     blocks = [_quickest(side, inputs) for side in (new, old)]
     either = [np.minimum(*pair).tolist() for pair in blocks]
