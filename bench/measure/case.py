@@ -184,10 +184,10 @@ def _against_baseline(
         row,
         peak_bytes=_largest(peak_memory, trial.ours, trial.inputs, device),
         baseline_peak_bytes=_largest(peak_memory, baseline, trial.inputs, device),
-        saved_bytes=_largest(saved_for_backward, trial.ours, trial.inputs, device),
+        saved_bytes=_largest(saved_for_backward, trial.ours, trial.inputs[:1], device),
         baseline_saved_bytes=None
         if compiles
-        else _largest(saved_for_backward, baseline, trial.inputs, device),
+        else _largest(saved_for_backward, baseline, trial.inputs[:1], device),
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jepa_fast.bench.measure.compare import ENOUGH_ROUNDS, Comparison
-from jepa_fast.bench.measure.statistics import Interval, judge_change, noise_floor, ratio_interval
+from jepa_fast.bench.measure.statistics import Interval, judge_change, ratio_interval
 
 WORKER = Path(__file__).with_name("worker.py")
 SHORTEST_SAMPLE_S = 0.5e-3  # short enough to fall between two disturbances
@@ -30,6 +30,7 @@ BLOCKS = 40  # of rounds: a bootstrap of fewer is too sure of itself
 POSSIBLE_SLOWDOWN = 1.04  # that the interval leaves open
 LONGER = 3.0  # times the budget, while a slowdown is possible and not sure
 WORKING_TREE = "."
+SPINS = "10000"  # some tenths of a millisecond: longer than the gaps inside an op, shorter than WAKING_S of the worker
 ENDS_IN_S = 10.0
 
 CaseName = tuple[str, str, str, str]  # suite, op, shape, dtype
@@ -195,12 +196,13 @@ def of_turns(
 
     What disturbs a call only ever makes it longer, and on a shared machine often by a multiple: of neighbouring rounds
     the quickest sample of each side is taken, and the ratio of those is what the interval is of. With several inputs,
-    whose costs differ, a sample is compared with its own kind alone.
+    whose costs differ, a sample is compared with its own kind alone. The noise floor is what the two samples of one
+    side differ by, not the end of that interval: a change has to be found by other processes once more.
     """
     blocks = [_quickest(side, inputs) for side in (new, old)]
     either = [np.minimum(*pair).tolist() for pair in blocks]
     found = Comparison.of(either[0], either[1], twins=(blocks[0][0], blocks[0][1]))
-    floor = max(found.noise_floor, noise_floor(ratio_interval(*blocks[1])))
+    floor = math.exp(max(abs(math.log(ratio_interval(*block).ratio)) for block in blocks))
     interval = Interval(1 / found.ratio, 1 / found.ci_high, 1 / found.ci_low)
     return replace(found, noise_floor=floor, verdict=judge_change(interval, floor))
 
@@ -300,7 +302,9 @@ def _command(target: Path | None) -> list[str]:
 
 
 def _environment(target: Path | None) -> dict[str, str]:
+    # As it comes, GNU OpenMP lets threads without work spin for milliseconds, on the cores that the other side needs.
+    spin = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPINS}
     if target is None:
-        return dict(os.environ)
+        return {**spin, **os.environ}
     here = [path for path in sys.path if path and Path(path).is_dir() and path != os.getcwd()]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(target), *here])}
+    return {**spin, **os.environ, "PYTHONPATH": os.pathsep.join([str(target), *here])}

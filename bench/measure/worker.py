@@ -12,7 +12,7 @@ import time
 import traceback
 from typing import Any
 
-WAKING_S = 1e-3  # threads of GNU OpenMP that have no work spin about as long before they sleep
+WAKING_S = 1e-3  # the other side's threads are asleep by then, as `sides.py` lets them spin
 LONG_CALL_S = 0.1  # from here on the state of the caches at the beginning is nothing
 CASE = ("suite", "op", "shape", "dtype")
 

@@ -63,7 +63,9 @@ def memory(rows: Sequence[Row]) -> str:
             widths = [max(size / 2**20, least) for size in sizes]
             axes.barh(places, widths, height=0.36, color=color, label=name)
             for place, width, size in zip(places, widths, sizes, strict=True):
-                text = three_digits(size / 2**20) if size else "0"
+                text = (
+                    three_digits(size / 2**20) if size >= least * 2**20 else f"{size} bytes" if size else "0"
+                )
                 axes.annotate(
                     text, (width, place), (5, 0), textcoords="offset points", va="center", fontsize=8
                 )

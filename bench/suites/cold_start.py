@@ -16,7 +16,7 @@ from jepa_fast.bench.measure import Case, ErrorCheck, OwnTimes, Times, Trial
 from jepa_fast.kernels.runtime import rooms
 
 QUICK_OPS = ("ema", "latent_loss", "attention")
-PROCESSES = 3
+PROCESSES = 2
 
 # Prints seconds by name. What is imported for the example's inputs is none of the first call.
 IMPORTS = """

@@ -253,7 +253,7 @@ class TestSides:
         for new, expected in ((old, {"same", "cannot tell"}), (slow, {"slower"})):
             changes = list(
                 measure_changes(
-                    old, new, suites=["latent_loss"], quick=True, budget_s=1.0, budgets=Budgets(), first=1
+                    old, new, suites=["latent_loss"], quick=True, budget_s=0.4, budgets=Budgets(), first=1
                 )
             )
             (change,) = (change for change in changes if change.case == CASE)
