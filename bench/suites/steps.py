@@ -18,10 +18,11 @@ from jepa_fast.bench.measure import Case, ErrorCheck, Trial
 from jepa_fast.bench.measure.agreement import agreement
 from jepa_fast.bench.measure.training import Hyperparameters
 from jepa_fast.kernels.sigreg.philox import directions
-from jepa_fast.masks import MaskSets, MultiBlockMasks, TubeMasks
+from jepa_fast.masks import Masks, MaskSets, MultiBlockMasks, TubeMasks
 from jepa_fast.training.step import Precision, Step
 from jepa_fast.training.steps import make_step
 
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 BATCHES = 2  # each with masks of its own, whose sizes decide the cost of a step
 CHECKED_STEPS = 2  # the second one's loss shows the gradient, the optimizer and the teacher of the first
 RATES = Hyperparameters(lr=1e-4, weight_decay=0.04, momentum=0.998)
@@ -86,7 +87,7 @@ SETTINGS = (
 
 def cases() -> Iterator[Case]:
     for setting in SETTINGS:
-        for precision in ("bfloat16", "float32"):
+        for precision in PRECISIONS:
             yield Case(
                 op=f"{setting.system} step",
                 shape=setting.shape,
@@ -94,7 +95,7 @@ def cases() -> Iterator[Case]:
                 build=partial(build, setting, precision),
                 quick=setting.quick,
             )
-    for precision in ("bfloat16", "float32"):
+    for precision in PRECISIONS:
         yield Case(
             op="V-JEPA 2 step, ragged",
             shape=f"{ragged_tokens(RAGGED)}, {RAGGED.shape}",
@@ -229,11 +230,11 @@ def _reversed(batch: Any) -> Any:
 
 
 def _reversed_masks(masks: Any, setting: Setting) -> Any:
-    def flip(rows: Tensor) -> Tensor:
+    def flip(rows: Any) -> Any:
         return rows.unflatten(0, (-1, setting.batch_size)).flip(1).flatten(0, 1)
 
     if masks is None:
         return None
     if isinstance(masks, MaskSets):
-        return MaskSets(one._replace(context=flip(one.context), target=flip(one.target)) for one in masks)
-    return masks._replace(context=flip(masks.context), target=flip(masks.target))
+        return MaskSets(Masks(flip(one.context), flip(one.target)) for one in masks)
+    return Masks(flip(masks.context), flip(masks.target))
