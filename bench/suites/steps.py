@@ -18,14 +18,15 @@ from jepa_fast.bench.measure import Case, ErrorCheck, Trial
 from jepa_fast.bench.measure.agreement import agreement
 from jepa_fast.bench.measure.training import Hyperparameters
 from jepa_fast.kernels.sigreg.philox import directions
-from jepa_fast.masks import MaskSets, MultiBlockMasks, TubeMasks
+from jepa_fast.masks import Masks, MaskSets, MultiBlockMasks, TubeMasks
 from jepa_fast.training.step import Precision, Step
 from jepa_fast.training.steps import make_step
 
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 BATCHES = 2  # each with masks of its own, whose sizes decide the cost of a step
 CHECKED_STEPS = 2  # the second one's loss shows the gradient, the optimizer and the teacher of the first
 RATES = Hyperparameters(lr=1e-4, weight_decay=0.04, momentum=0.998)
-VIEWS = 4
+GLOBAL_VIEWS, LOCAL_VIEWS = 2, 6  # as in the paper, whose local crops are 98 pixels for 224
 SLICES = 1024
 
 TINY = {"dim": 192, "depth": 6, "num_heads": 3, "mlp_dim": 768}
@@ -72,7 +73,12 @@ SETTINGS = (
         {"image_size": 128, "frames": 16, **TINY, "depth": 8, **VIDEO_PREDICTOR},
         2,
     ),
-    Setting("LeJEPA", "lejepa_vits8_128", {"image_size": 64, **TINY, "proj_dim": 128, "hidden_dim": 512}, 16),
+    Setting(
+        "LeJEPA",
+        "lejepa_vits8_128",
+        {"image_size": 64, "local_size": 24, **TINY, "proj_dim": 128, "hidden_dim": 512},
+        16,
+    ),
     Setting(
         "V-JEPA 2", "vjepa2_vitl_256", {"image_size": 256, "frames": 16, **SMALL, **VIDEO_PREDICTOR}, 1, False
     ),
@@ -81,14 +87,15 @@ SETTINGS = (
 
 def cases() -> Iterator[Case]:
     for setting in SETTINGS:
-        for precision in ("bfloat16", "float32"):
+        for precision in PRECISIONS:
             yield Case(
                 op=f"{setting.system} step",
                 shape=setting.shape,
                 dtype=precision,
                 build=partial(build, setting, precision),
                 quick=setting.quick,
-            )    for precision in ("bfloat16", "float32"):
+            )
+    for precision in PRECISIONS:
         yield Case(
             op="V-JEPA 2 step, ragged",
             shape=f"{ragged_tokens(RAGGED)}, {RAGGED.shape}",
@@ -152,7 +159,9 @@ def tensors(setting: Setting, device: torch.device) -> tuple[Any, list[tuple[Any
     batches: list[tuple[Any, Any]] = []
     for step in range(BATCHES):
         if setting.system == "LeJEPA":
-            batches.append(([torch.randn(VIEWS, batch, 3, side, side, device=device)], None))
+            crops = ((GLOBAL_VIEWS, side), (LOCAL_VIEWS, setting.sizes["local_size"]))
+            images = [torch.randn(views, batch, 3, size, size, device=device) for views, size in crops]
+            batches.append((images, None))
         elif setting.system == "I-JEPA":
             sampler = MultiBlockMasks(side // model.config.patch_size)
             masks = sampler.sample(batch, step, torch.Generator().manual_seed(step)).to(device)
@@ -221,11 +230,11 @@ def _reversed(batch: Any) -> Any:
 
 
 def _reversed_masks(masks: Any, setting: Setting) -> Any:
-    def flip(rows: Tensor) -> Tensor:
+    def flip(rows: Any) -> Any:
         return rows.unflatten(0, (-1, setting.batch_size)).flip(1).flatten(0, 1)
 
     if masks is None:
         return None
     if isinstance(masks, MaskSets):
-        return MaskSets(one._replace(context=flip(one.context), target=flip(one.target)) for one in masks)
-    return masks._replace(context=flip(masks.context), target=flip(masks.target))
+        return MaskSets(Masks(flip(one.context), flip(one.target)) for one in masks)
+    return Masks(flip(masks.context), flip(masks.target))

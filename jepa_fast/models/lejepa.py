@@ -73,7 +73,7 @@ class LeJEPA(nn.Module):
 
     def forward(self, crops: Sequence[Tensor]) -> Views:
         """crops: for each size of crops `[V, B, 3, size, size]`, the global ones first."""
-        tokens = [self.encoder(views.flatten(0, 1))[:, 0] for views in crops]
+        tokens = [self.encoder(views.flatten(0, 1), class_only=True)[:, 0] for views in crops]
         embedding = self.head(torch.cat(tokens))
         batch = crops[0].shape[1]
         return Views(*(x.unflatten(0, (-1, batch)) for x in (embedding, self.projector(embedding))))

@@ -198,6 +198,7 @@ class VisionTransformer(nn.Module):
         *,
         all_levels: bool = True,
         sides: tuple[int, int] | None = None,
+        class_only: bool = False,
     ) -> Tensor:
         """Embeds images or clips, or only the patches of them that `index` keeps.
 
@@ -208,6 +209,7 @@ class VisionTransformer(nn.Module):
                 `Packed` sequences of any lengths.
             all_levels: False returns the last of the model's levels alone.
             sides: rows and columns of patches, where rows instead of pixels are not those of the configuration.
+            class_only: return the class token alone, `[B, 1, D]`; the last block then computes no other.
 
         Returns:
             `[R, K, D]` (`[B, N, D]` without an index, `[T, D]` for packed ones) in the dtype of the parameters; a
@@ -230,8 +232,12 @@ class VisionTransformer(nn.Module):
             x = embed(pixels, table, index, extra)
         dtype = self.patch_embed.proj.weight.dtype
         if config.class_token:
-            first = self.cls_token + self.pos_embed[:, :1]
-            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+            first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+            if (
+                class_only
+            ):  # blocks do not ask for an order, and they compute the last tokens alone if told to
+                return self.blocks(torch.cat([x, first], dim=1), self.norm, 1, dtype)
+            x = torch.cat([first, x], dim=1)
         if not config.levels:
             return self.blocks(x, self.norm, dtype=dtype, layout=layout)
         norms = [part for part in self.norms_block if isinstance(part, LayerNorm)]

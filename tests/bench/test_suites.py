@@ -37,8 +37,8 @@ def test_a_case_builds_and_is_right(suite: str, case: Case) -> None:
     assert trial.inputs
     assert trial.implementation
     assert bool(trial.baselines) != (trial.raw_launch is not None)
-    if suite in ("ijepa_step", "ijepa_ablation"):
-        return  # their check trains for half a minute; the demonstration's test does so on a small model
+    if suite in ("ijepa_step", "ijepa_ablation", "steps"):
+        return  # their check trains for half a minute; the tests of the models do so on small ones
     found = trial.check()
     assert found.passed, found.reason
     for call in (trial.ours, *trial.baselines.values(), *filter(None, [trial.raw_launch])):

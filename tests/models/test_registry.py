@@ -1,10 +1,13 @@
 """Models by name: sizes, state dicts, initial weights, refusals."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from jepa_fast import models
+from jepa_fast.models.table import table
 
 
 def millions(module: nn.Module) -> float:
@@ -29,6 +32,46 @@ def test_published_sizes(
     assert millions(model.predictor) == predictor
     assert len(model.encoder.state_dict()) == encoder_tensors
     assert len(model.predictor.state_dict()) == predictor_tensors
+
+
+# Millions of parameters of encoder and predictor, tensors of the predictor, tokens: as counted in the published code.
+PUBLISHED = {
+    "vjepa_vitl_224": (305.5, 22.7, None, 1568),
+    "vjepa_vith_224": (633.7, 22.9, None, 1568),
+    "vjepa_vith_384": (None, None, None, 4608),
+    "vjepa2_vitl_256": (303.9, 22.1, 160, 2048),
+    "vjepa2_vith_256": (631.6, 22.3, 160, 2048),
+    "vjepa2_vitg_256": (1012.2, 22.4, 160, 2048),
+    "vjepa2_vitg_256_64f": (1012.2, 22.4, 160, 8192),
+    "vjepa2_vitg_384": (1012.2, 22.4, 160, 18432),
+    "vjepa21_vitb_384": (86.8, 22.9, None, 18432),
+    "vjepa21_vitl_384": (None, 23.0, None, 18432),
+    "vjepa21_vitg_384": (1013.3, 55.4, None, 18432),
+    "vjepa21_vitG_384": (1845.2, 59.4, None, 18432),
+    "vjepa21_vitG_256": (1845.2, 59.4, None, 2048),
+    "vjepa2_ac_vitg": (1012.2, 305.2, 300, 256),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    encoder, predictor, tensors, tokens = PUBLISHED[name]
+    with torch.device("meta"):
+        model = models.create(name)
+    assert encoder in (None, millions(model.encoder))
+    assert predictor in (None, millions(model.predictor))
+    assert tensors in (None, len(model.predictor.state_dict()))
+    assert model.encoder.num_patches == tokens
+
+
+def test_table_in_the_documentation() -> None:
+    """Made by `python -m jepa_fast.models.table > docs/models.md`."""
+    assert (Path(__file__).parents[2] / "docs" / "models.md").read_text() == table()
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match="got 'vjepa2_vitl256'; did you mean 'vjepa2_vitl_256'"):
+        models.create("vjepa2_vitl256")
 
 
 @pytest.mark.parametrize("name", models.names())
