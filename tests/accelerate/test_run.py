@@ -64,7 +64,7 @@ def test_unmodified_script(script: Path) -> None:
     assert classes == "classes _QKV __main__"
     assert patched == "classes Attention __main__"  # a class above the published one
     for word in (
-        "4 replaced",
+        "4 replaced, 0 left alone",
         "masked_attention",
         "gelu_mlp",
         "add_layer_norm",
@@ -78,7 +78,7 @@ def test_the_report_comes_with_a_failure_too(script: Path) -> None:
     script.write_text(script.read_text() + "\nraise SystemExit(3)\n")
     found = run("-m", "jepa_fast.accelerate", str(script))
     assert found.returncode == 3
-    assert "4 replaced" in found.stderr
+    assert "4 replaced, 0 left alone" in found.stderr
 
 
 def test_usage() -> None:
