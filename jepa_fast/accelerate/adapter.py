@@ -55,7 +55,9 @@ class Adapter:
 
     def calls_as(self, cls: type[nn.Module]) -> bool:
         """Whether the class's forward takes what the adapter's takes."""
-        return not self.signatures or parameters_of(cls.forward) in [tuple(names) for names in self.signatures]
+        return not self.signatures or parameters_of(cls.forward) in [
+            tuple(names) for names in self.signatures
+        ]
 
     def why_not(self, module: nn.Module) -> list[str]:
         """Reasons to leave the module alone; none if it may be replaced."""

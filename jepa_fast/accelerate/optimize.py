@@ -94,9 +94,10 @@ def _optimize_one(
 
 
 def _distance(adapter: Adapter, module: nn.Module, reasons: list[str]) -> tuple[int, int, int]:
-    """Of a module from what an adapter expects: first by its signature, then by attributes that are missing."""
+    """Of a module from what an adapter expects: by its signature, by attributes that are missing, by those that are there."""
     missing = sum(reason.startswith("expected attribute") for reason in reasons)
-    return int(not adapter.calls_as(type(module))), missing, len(reasons)
+    there = sum(hasattr(module, name) for name in adapter.attributes)
+    return int(not adapter.calls_as(type(module))), missing, -there
 
 
 def _why_not(adapter: Adapter, module: nn.Module, config: OptimizeConfig) -> list[str]:

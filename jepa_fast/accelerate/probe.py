@@ -151,7 +151,10 @@ def _copied(module: nn.Module, seen: dict[int, nn.Module], make: Any) -> nn.Modu
         elif isinstance(value, Tensor) and value.numel() > 1 << 20:
             new.__dict__[name] = value  # a large table, such as a dense mask, is only read
         else:
-            new.__dict__[name] = copy.deepcopy(value, memo)
+            try:
+                new.__dict__[name] = copy.deepcopy(value, memo)
+            except Exception:  # such as what FSDP keeps on a module; nothing that a forward computes with
+                new.__dict__[name] = value
     new.__dict__["_parameters"] = {k: None if p is None else make(p) for k, p in module._parameters.items()}
     new.__dict__["_buffers"] = {k: None if b is None else _buffer(b) for k, b in module._buffers.items()}
     new.__dict__["_modules"] = {

@@ -32,13 +32,18 @@ class Session:
         self.entries: dict[tuple[str, str, str], Entry] = {}
         self.without_adapter: dict[str, int] = {}
         self.imported = 0
+        self.busy = False
 
     def look_at(self, module: nn.Module) -> None:
-        if module in self.seen:
+        if self.busy or module in self.seen:  # optimize_ calls copies of modules
             return
-        self.functions()
-        self.seen.update(module.modules())
-        self.add(optimize_(module, self.config))
+        self.busy = True
+        try:
+            self.functions()
+            self.seen.update(module.modules())
+            self.add(optimize_(module, self.config))
+        finally:
+            self.busy = False
 
     def functions(self) -> None:
         """Only when something has been imported since."""

@@ -73,4 +73,3 @@ class _Default:
 
     def __exit__(self, *_: Any) -> None:
         torch.set_default_dtype(torch.float32)
-

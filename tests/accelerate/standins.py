@@ -130,13 +130,17 @@ class VJEPA2:
             patches = [frame, row * (self.grid_size / H), column * (self.grid_size / W)]
 
             def turned(t: Tensor) -> Tensor:
-                of_patches = rotate_axes(t[:, :, :, action_tokens:].flatten(2, 3), patches).unflatten(2, (T, H * W))
+                of_patches = rotate_axes(t[:, :, :, action_tokens:].flatten(2, 3), patches).unflatten(
+                    2, (T, H * W)
+                )
                 parts = [
                     rotate_axes(t[:, :, :, i], [torch.arange(T)])[:, :, :, None] for i in range(action_tokens)
                 ]
                 return torch.cat([*parts, of_patches], 3).flatten(2, 3)
 
-            out = F.scaled_dot_product_attention(turned(query), turned(key), value.flatten(2, 3), attn_mask=attn_mask)
+            out = F.scaled_dot_product_attention(
+                turned(query), turned(key), value.flatten(2, 3), attn_mask=attn_mask
+            )
             return self.joined(out)
 
     class Block(nn.Module):
@@ -232,7 +236,9 @@ class VJEPA21:
             self.attn, self.use_rope = VJEPA21.RoPEAttention(dim, num_heads, grid_size), True
             self.drop_path, self.mlp = nn.Identity(), MLP(dim, 4 * dim)
 
-        def forward(self, x, mask=None, T=None, H_patches=None, W_patches=None, return_attn=False, mode="video"):
+        def forward(
+            self, x, mask=None, T=None, H_patches=None, W_patches=None, return_attn=False, mode="video"
+        ):
             update, weights = self.attn(self.norm1(x), mask, T, H_patches, W_patches, return_attn)
             x = x + self.drop_path(update)
             return x + self.drop_path(self.mlp(self.norm2(x))), weights
@@ -264,7 +270,9 @@ class Timm:
             self.drop_path1, self.drop_path2 = nn.Identity(), nn.Dropout(0.5)
 
         def forward(self, x, attn_mask=None, is_causal=False):
-            x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)))
+            x = x + self.drop_path1(
+                self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal))
+            )
             return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -378,7 +386,9 @@ class LightlyVICReg:
 
         def forward(self, z_a, z_b):
             hinges = sum(F.relu(1 - (z.var(0) + self.eps).sqrt()).mean() for z in (z_a, z_b)) / 2
-            squares = sum((z.mT.cov().square().sum() - z.var(0).square().sum()) / z.shape[1] for z in (z_a, z_b))
+            squares = sum(
+                (z.mT.cov().square().sum() - z.var(0).square().sum()) / z.shape[1] for z in (z_a, z_b)
+            )
             return self.lambda_param * F.mse_loss(z_a, z_b) + self.mu_param * hinges + self.nu_param * squares
 
 

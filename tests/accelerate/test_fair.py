@@ -95,7 +95,9 @@ def test_training_steps(name: str) -> None:
     assert (found - expected).abs().max() <= 1e-4 * expected[0]
 
 
-@pytest.mark.parametrize("name", ["ijepa predictor", "vjepa2 block, ids", "vjepa2 ac predictor", "timm block"])
+@pytest.mark.parametrize(
+    "name", ["ijepa predictor", "vjepa2 block, ids", "vjepa2 ac predictor", "timm block"]
+)
 def test_compiled(name: str) -> None:
     torch.manual_seed(0)
     build, call = CASES[name]

@@ -28,7 +28,9 @@ def model() -> nn.Module:
 def test_report_names_every_module(model) -> None:
     report = optimize_(model)
     assert isinstance(report, Report)
-    assert {entry.name for entry in report.replaced} == {f"{i}{part}" for i in (0, 1) for part in ("", ".attn", ".mlp")}
+    assert {entry.name for entry in report.replaced} == {
+        f"{i}{part}" for i in (0, 1) for part in ("", ".attn", ".mlp")
+    }
     assert report.without_adapter["Linear"] == 9
     text = str(report)
     for word in ("6 replaced", "masked_attention", "gelu_mlp", "add_layer_norm", "no adapter"):
@@ -130,12 +132,14 @@ def test_bad_config() -> None:
 
 
 RENAMED = [
-    (lambda: standins.Timm.Attention(48, 2), name) for name in ("qkv", "proj", "num_heads", "scale", "attn_drop")
+    (lambda: standins.Timm.Attention(48, 2), name)
+    for name in ("qkv", "proj", "num_heads", "scale", "attn_drop")
 ]
 RENAMED += [(lambda: standins.Timm.Block(48, 2), name) for name in ("norm1", "attn", "norm2", "mlp", "ls1")]
 RENAMED += [(lambda: standins.MLP(48, 96), name) for name in ("fc1", "act", "fc2")]
 RENAMED += [
-    (lambda: standins.VJEPA2.RoPEAttention(48, 2, 4), name) for name in ("qkv", "d_dim", "grid_size", "use_sdpa")
+    (lambda: standins.VJEPA2.RoPEAttention(48, 2, 4), name)
+    for name in ("qkv", "d_dim", "grid_size", "use_sdpa")
 ]
 RENAMED += [(lambda: standins.LightlySIGReg.SIGReg(), name) for name in ("t", "num_vectors")]
 
@@ -152,7 +156,8 @@ def test_renamed_attributes_are_reported(build, name: str) -> None:
     assert entry.outcome.startswith("left alone: ")
     missing = entry.outcome.removeprefix("left alone: ").split("; ")
     assert any(
-        reason.startswith("expected attribute ") and name in reason.removeprefix("expected attribute ").split(" or ")
+        reason.startswith("expected attribute ")
+        and name in reason.removeprefix("expected attribute ").split(" or ")
         for reason in missing
     )
     assert type(module) is before

@@ -95,7 +95,9 @@ def test_training_steps(dtype: torch.dtype | None) -> None:
         found = []
         for _ in range(STEPS):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                output = model(CLIPS.to(model.dtype), context_mask=CONTEXT, target_mask=TARGET).predictor_output
+                output = model(
+                    CLIPS.to(model.dtype), context_mask=CONTEXT, target_mask=TARGET
+                ).predictor_output
                 loss = (output.last_hidden_state - output.target_hidden_state.detach()).abs().float().mean()
             loss.backward()
             optimizer.step()
@@ -108,7 +110,11 @@ def test_training_steps(dtype: torch.dtype | None) -> None:
     optimize_(ours)
     exact, eager, found = (
         torch.tensor(losses(m, autocast))
-        for m, autocast in ((copy.deepcopy(model).double(), False), (copy.deepcopy(model), dtype is not None), (ours, dtype is not None))
+        for m, autocast in (
+            (copy.deepcopy(model).double(), False),
+            (copy.deepcopy(model), dtype is not None),
+            (ours, dtype is not None),
+        )
     )
     assert eager[-1] < eager[0]
     ulp = torch.finfo(dtype or torch.float32).eps
