@@ -69,7 +69,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ([], "train, bench, codegen, doctor"),
+        ([], "train, bench, compare, export, report, codegen, doctor"),
         (["nonsense"], "nonsense"),
         (["codegen", "--nonsense"], "--nonsense"),
         (["codegen", "--arch", "ninety"], "--arch"),
