@@ -117,7 +117,7 @@ class EagerVideoEncoder(nn.Module):
         if config.hierarchical:
             vector = self.img_mod_embed if image else self.video_mod_embed
             x += vector.repeat(len(x), 1, 1)
-        if not self.blocks[0].attn.grid.rotary:
+        if config.positions == "sincos":
             x += self.pos_embed
         if mask is not None:
             x = gather_masks(x, [mask])
@@ -254,7 +254,8 @@ class EagerVJEPAStep:
         set_rates(self.optimizer, lr, weight_decay)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        teacher, encoder = list(self.teacher.parameters()), list(self.encoder.parameters())
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        encoder: list[Tensor] = list(self.encoder.parameters())
         if self.config.positions == "sincos":
             ema_loop_(teacher, encoder, momentum)
         else:

@@ -93,7 +93,7 @@ class Step:
             self.optimizer = AdamWEMA(groups, teacher=self._pairs(), copies=copies)
             if copies is not None:
                 followed = [model] if frozen else networks
-                still = [] if teacher is None or not frozen else list(teacher.parameters())
+                still: list[Tensor] = [] if teacher is None or not frozen else list(teacher.parameters())
                 self._copies = _Copies(
                     self.optimizer, [p for net in followed for p in net.parameters()], still
                 )

@@ -119,8 +119,11 @@ def _part(model: nn.Module, name: str) -> nn.Module:
 def _recognise(content: dict[str, Any], path: Path) -> Parts:
     if any(isinstance(content.get(key), Mapping) for key in ("encoder", *_TEACHERS)):
         teacher = next((content[key] for key in _TEACHERS if content.get(key) is not None), None)
-        states = (content.get("encoder"), teacher, content.get("predictor"))
-        return Parts("published", *(None if state is None else _strip(state) for state in states), {})
+        student, target, ahead = (
+            None if state is None else _strip(state)
+            for state in (content.get("encoder"), teacher, content.get("predictor"))
+        )
+        return Parts("published", student, target, ahead, {})
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
@@ -138,14 +141,14 @@ def _recognise(content: dict[str, Any], path: Path) -> Parts:
         kept = {key: value for key, value in tensors.items() if not key.startswith(_OTHER_HEADS)}
         names = hf.IJEPA_5 if any(key.startswith("layers.") for key in kept) else hf.IJEPA
         return Parts("transformers", names.to_ours(kept), None, None, {})
-    encoder, teacher, predictor = (
+    student, target, ahead = (
         _under(prefix, tensors) or None for prefix in ("encoder.", "teacher.", "predictor.")
     )
     known = ("encoder.", "teacher.", "predictor.")
     rest = {key: value for key, value in tensors.items() if not key.startswith(known)}
-    if encoder is None and teacher is None:
+    if student is None and target is None:
         raise WeightsError(f"{path}: expected keys of an encoder, got {sorted(tensors)[:3]}")
-    return Parts("jepa_fast", encoder, teacher, predictor, rest)
+    return Parts("jepa_fast", student, target, ahead, rest)
 
 
 def _strip(state: Mapping[str, Tensor]) -> State:
