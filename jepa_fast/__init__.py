@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jepa_fast import accelerate as accelerate
     from jepa_fast import models as models
     from jepa_fast.accelerate import OptimizeConfig as OptimizeConfig
     from jepa_fast.accelerate import Report as Report
@@ -75,7 +76,7 @@ _HOMES = {
     "verify": "jepa_fast.accelerate",
     "vicreg_loss": "jepa_fast.kernels.covariance.api",
 }
-_SUBPACKAGES = ("models",)
+_SUBPACKAGES = ("accelerate", "models")
 
 __all__ = [
     "AdamWEMA",
@@ -85,6 +86,7 @@ __all__ = [
     "Report",
     "Rope3D",
     "Varlen",
+    "accelerate",
     "adamw_ema_step_",
     "add_layer_norm",
     "assemble_predictor_tokens",
