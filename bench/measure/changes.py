@@ -18,7 +18,7 @@ from jepa_fast.bench.measure.statistics import Interval, Verdict, judge_change
 Failure = Literal["slower", "unconfirmed", "failed", "gone"]
 FAILURES: tuple[Failure, ...] = ("slower", "unconfirmed", "failed", "gone")
 
-# Two runs of one program at two times differ by a few per cent on shared machines: below this nothing is called a change.
+# Two runs of one program at two times differ by a few per cent on shared machines: below this nothing is a change.
 RECORD_FLOOR = 1.05
 CONFIRMING_SHARE = 2.0  # of the budget: the second look may take longer than the first
 # What decides whether a record stands on the machine of another. Code, its revision, and memory are none of it.

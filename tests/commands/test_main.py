@@ -69,7 +69,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ([], "train, probe, bench, compare, report, export, codegen, doctor"),
+        ([], "train, probe, bench, compare, export, report, codegen, doctor"),
         (["nonsense"], "nonsense"),
         (["codegen", "--nonsense"], "--nonsense"),
         (["codegen", "--arch", "ninety"], "--arch"),
