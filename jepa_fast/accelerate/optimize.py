@@ -94,7 +94,7 @@ def _optimize_one(
 
 
 def _distance(adapter: Adapter, module: nn.Module, reasons: list[str]) -> tuple[int, int, int]:
-    """How far a module is from what an adapter expects: signature, attributes that are missing, those there."""
+    """How far a module is from what an adapter expects: signature, missing attributes, those that are there."""
     missing = sum(reason.startswith("expected attribute") for reason in reasons)
     there = sum(hasattr(module, name) for name in adapter.attributes)
     return int(not adapter.calls_as(type(module))), missing, -there
