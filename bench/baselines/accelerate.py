@@ -9,6 +9,8 @@ from jepa_fast.bench.baselines.sigreg import sigreg
 class SIGReg(nn.Module):
     """Constructor, attributes and order of operators of lightly's module, which `optimize_` takes for it."""
 
+    t: Tensor
+
     def __init__(self, *, knots: int = 17, t_max: float = 3.0, num_vectors: int = 1024) -> None:
         super().__init__()
         self.num_vectors, self.gather_distributed = num_vectors, False

@@ -165,6 +165,6 @@ def _update_momentum(device: torch.device) -> Trial:
 
 @torch.no_grad()
 def _foreach(model: nn.Module, model_ema: nn.Module, m: float) -> None:
-    targets = list(model_ema.parameters())
+    targets = tuple(model_ema.parameters())
     torch._foreach_mul_(targets, m)
-    torch._foreach_add_(targets, list(model.parameters()), alpha=1.0 - m)
+    torch._foreach_add_(targets, tuple(model.parameters()), alpha=1.0 - m)
