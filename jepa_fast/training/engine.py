@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa_fast.data.loader import map_tensors, rows_of_masks
@@ -74,6 +75,7 @@ class Engine:
         if not isinstance(step, Step):
             return
         step.max_norm = config.max_norm
+        step.group = dist.group.WORLD if self.world.size > 1 else None
         if config.nonfinite == "skip":
             if not isinstance(step.optimizer, AdamWEMA):
                 raise ValueError("nonfinite: skip needs an optimizer that can leave a step out")

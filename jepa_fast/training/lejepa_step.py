@@ -21,6 +21,8 @@ class LeJEPAStep(Step):
     Squares are averaged over channels and images, too. The directions of SIGReg are drawn from a counter of steps,
     which is part of the state.
 
+    Over a `group` SIGReg is that of all processes' images together; the projector's BatchNorm is one of each process.
+
     A batch is a list of float32 crops `[V, B, 3, size, size]`, one tensor for each size, the global ones first; there
     are no masks and no momentum.
 
@@ -75,6 +77,8 @@ class LeJEPAStep(Step):
             projection,
             num_slices=self.num_slices,
             seed=self.counter,
+            group=self.group,
+            averaged_gradients=True,
             implementation="auto" if self.fused.sigreg else "reference",
         )
         return self.weight * regularity + (1.0 - self.weight) * invariance

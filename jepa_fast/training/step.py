@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from jepa_fast.kernels.adamw_ema.api import AdamWEMA
 from jepa_fast.kernels.ema.api import ema_update_
@@ -59,6 +60,8 @@ class Step:
     optimizer: torch.optim.Optimizer
     max_norm: float | None = None
     """Gradients of each part are scaled down to this norm; may be changed between steps."""
+    group: ProcessGroup | None = None
+    """Processes that hold one batch together and average their gradients, for losses that couple its samples."""
 
     def __init__(
         self,
