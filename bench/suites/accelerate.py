@@ -33,7 +33,7 @@ def cases() -> Iterator[Case]:
             shape=f"transformers VJEPA2 ViT-S step, B={BATCH_SIZE} N={TOKENS}",
             dtype=dtype,
             build=partial(_vjepa2, dtype),
-            quick=dtype != "float32",
+            quick=dtype == "bfloat16 autocast",
         )
     yield Case("optimize_", "lightly SIGReg fwd+bwd, N=2048 D=128 M=1024", "float32", _sigreg)
     yield Case(
