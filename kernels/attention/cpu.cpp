@@ -1,5 +1,6 @@
 // Masked attention on the CPU, forward and backward; rotary positions are applied where rows are widened to float32.
-// The maths and the tiling are in README.md; no score outlives its tile.
+// bfloat16 is multiplied in pairs (product.h) where the CPU can. The maths and the tiling are in README.md; no score
+// outlives its tile.
 
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/error.h>
@@ -24,9 +25,18 @@ struct Problem {
   Table rope_query, rope_key;
   double scale;
   Mask mask;
+  bool in_pairs;  // products of two bfloat16 values at a time
 
-  int64_t width() const { return (dim + kLanes - 1) / kLanes * kLanes; }  // dim, with zeros up to whole vectors
-  float scale_2() const { return static_cast<float>(scale * kLog2E); }  // scores are exponents of 2
+  // dim, with zeros up to whole vectors
+  int64_t width() const {
+    const int64_t step = in_pairs ? 2 * kLanes : kLanes;
+    return (dim + step - 1) / step * step;
+  }
+  // Scores are exponents of 2, so they carry scale log2(e). In float32 the queries have it; bfloat16 ones would lose
+  // their last places, so they take its sign alone: which score is the largest is asked before they are scaled.
+  float query_factor() const { return static_cast<float>(in_pairs ? std::copysign(1.0, scale) : scale * kLog2E); }
+  float score_factor() const { return in_pairs ? static_cast<float>(std::abs(scale) * kLog2E) : 1.0f; }
+  float key_gradient_factor() const { return static_cast<float>(in_pairs ? std::abs(scale) : 1.0 / kLog2E); }
   int64_t group() const { return heads_q / heads_k; }
   int64_t sequences() const { return mask.kind == MaskKind::kVarlen ? mask.sequences : samples; }
 };
@@ -57,14 +67,25 @@ void head_rows(const Problem& p, const Rows& from, const Table& rope, float fact
   std::fill(target.data() + count * width, target.data() + padded * width, 0.0f);
 }
 
+// Panels [panel][word][key] of rows of keys or values.
+void head_panels(const Problem& p, const std::vector<float>& rows, int64_t keys, int64_t panel,
+                 std::vector<float>& words, std::vector<float>& panels) {
+  const int64_t width = p.width();
+  panels.resize(std::max<int64_t>(panels.size(), keys * width));
+  if (!p.in_pairs) return to_panels(rows.data(), keys, width, panel, panels.data());
+  words.resize(std::max<int64_t>(words.size(), keys * width / 2));
+  to_column_pairs(rows.data(), keys, width, words.data());
+  to_panels(words.data(), keys, width / 2, panel, panels.data());
+}
+
 void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, int64_t first_query, int64_t last_query,
                   int64_t tile, Rows out, float* lse, ForwardScratch& s) {
   const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
   const int64_t offset = p.mask.offset(sequence.queries, sequence.keys);
   head_rows(p, p.key, p.rope_key, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.rows);
-  s.key_panels.resize(std::max<int64_t>(s.key_panels.size(), keys * width));
-  to_panels(s.rows.data(), keys, width, panel, s.key_panels.data());
+  head_panels(p, s.rows, keys, panel, s.words, s.key_panels);
   head_rows(p, p.value, {}, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.value_rows);
+  if (p.in_pairs) to_row_pairs(s.value_rows.data(), keys, width);
   s.score.resize((kTileQueries + 1) * kScoreStride);
   s.out.resize((kTileQueries + 1) * width);
   s.largest.resize(kTileQueries + 1);
@@ -74,10 +95,13 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
       const int64_t last = std::min(first + tile, last_query), count = last - first;
       s.visits.collect(p.mask, sequence.sample, head, first, last, sequence.keys, offset);
       const int64_t token = sequence.first_q + first;
-      head_rows(p, p.query, p.rope_query, p.scale_2(), sequence.sample, token, count, head, count + count % 2,
-                s.query);
-      forward_tile(s.visits, count, panel, width, s.query.data(), s.key_panels.data(), s.value_rows.data(),
-                   s.score.data(), s.out.data(), s.largest.data(), s.sum.data());
+      const int64_t even = count + count % 2;
+      head_rows(p, p.query, p.rope_query, p.query_factor(), sequence.sample, token, count, head, even, s.query);
+      if (p.in_pairs) to_column_pairs(s.query.data(), even, width, s.query.data());
+      (p.in_pairs ? forward_tile_in_pairs : forward_tile)(s.visits, count, panel, width, p.score_factor(),
+                                                          s.query.data(), s.key_panels.data(), s.value_rows.data(),
+                                                          s.score.data(), s.out.data(), s.largest.data(),
+                                                          s.sum.data());
       float* row_lse = lse + (sequence.sample * p.heads_q + head) * p.tokens_q + token;
       for (int64_t q = 0; q < count; ++q) {
         row_lse[q] = static_cast<float>((s.largest[q] + std::log2(static_cast<double>(s.sum[q]))) / kLog2E);
@@ -93,17 +117,21 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
   const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
   const int64_t offset = p.mask.offset(sequence.queries, sequence.keys);
   const int64_t tile = p.mask.tile(sequence.queries);
-  for (auto* buffer : {&s.key_panels, &s.value_panels, &s.grad_key, &s.grad_value})
-    buffer->resize(std::max<int64_t>(buffer->size(), keys * width));
+  for (auto* buffer : {&s.grad_key, &s.grad_value}) buffer->resize(std::max<int64_t>(buffer->size(), keys * width));
   for (auto* buffer : {&s.probability, &s.slope}) buffer->resize((kTileQueries + 1) * kPanel);
   s.grad_query.resize((kTileQueries + 1) * width);
+  if (p.in_pairs) {
+    for (auto* buffer : {&s.query_columns, &s.grad_out_columns}) buffer->resize((kTileQueries + 1) * width / 2);
+    s.slope_columns.resize((kTileQueries + 1) * kPanel / 2);
+  }
   for (auto* buffer : {&s.lse, &s.lse_rest}) buffer->resize(kTileQueries + 1);
   s.delta.resize(kTileQueries + 1);
   const int64_t sample = sequence.sample, first_k = sequence.first_k;
   head_rows(p, p.value, {}, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
-  to_panels(s.key_rows.data(), keys, width, panel, s.value_panels.data());
+  head_panels(p, s.key_rows, keys, panel, s.words, s.value_panels);
   head_rows(p, p.key, p.rope_key, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
-  to_panels(s.key_rows.data(), keys, width, panel, s.key_panels.data());
+  head_panels(p, s.key_rows, keys, panel, s.words, s.key_panels);
+  if (p.in_pairs) to_row_pairs(s.key_rows.data(), keys, width);
   std::fill_n(s.grad_key.data(), keys * width, 0.0f);
   std::fill_n(s.grad_value.data(), keys * width, 0.0f);
   for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)
@@ -111,7 +139,7 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
       const int64_t last = std::min(first + tile, sequence.queries), count = last - first, even = count + count % 2;
       const int64_t token = sequence.first_q + first;
       s.visits.collect(p.mask, sample, head, first, last, sequence.keys, offset);
-      head_rows(p, p.query, p.rope_query, p.scale_2(), sample, token, count, head, even, s.query);
+      head_rows(p, p.query, p.rope_query, p.query_factor(), sample, token, count, head, even, s.query);
       head_rows(p, grad_out, {}, 1.0f, sample, token, count, head, even, s.grad_out);
       head_rows(p, out, {}, 1.0f, sample, token, count, head, even, s.out);
       const float* row_lse = lse + (sample * p.heads_q + head) * p.tokens_q + token;
@@ -121,14 +149,12 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
         s.lse[q] = row_lse[q] == -kInfinity ? kInfinity : static_cast<float>(lse_2);
         s.lse_rest[q] = std::isfinite(row_lse[q]) ? static_cast<float>(lse_2 - s.lse[q]) : 0.0f;
       }
-      backward_tile(s.visits, count, panel, width, s);
+      (p.in_pairs ? backward_tile_in_pairs : backward_tile)(s.visits, count, panel, width, p.score_factor(), s);
       narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr,
              static_cast<float>(p.scale), grad_query, grad_query.offset(sample, token, head));
     }
-  // The queries in the products carry scale log2(e).
-  const float without = static_cast<float>(1.0 / kLog2E);
   narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr,
-         without, grad_key, grad_key.offset(sample, first_k, head_k));
+         p.key_gradient_factor(), grad_key, grad_key.offset(sample, first_k, head_k));
   narrow(p.type, s.grad_value.data(), width, sequence.keys, p.dim, {}, nullptr, 1.0f, grad_value,
          grad_value.offset(sample, first_k, head_k));
 }
@@ -194,7 +220,8 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
           {floats(cos_q), floats(sin_q), rows_q},
           {floats(cos_k), floats(sin_k), rows_k},
           scale,
-          mask};
+          mask,
+          type_of(query) == kBFloat16 && multiplies_bfloat16() && std::isnormal(static_cast<float>(scale * kLog2E))};
 }
 
 // query, key, value: [B, N, H, D] with a contiguous last dimension; packed tensors have B = 1. out like query and lse

@@ -42,24 +42,25 @@ JEPA_FAST_INLINE float lane_max(f32x16 value) {
 }
 
 struct ForwardScratch {
-  std::vector<float> rows, key_panels, value_rows, query, score, out;
+  std::vector<float> rows, words, key_panels, value_rows, query, score, out;
   std::vector<float> largest, sum;
   Visits visits;
 };
 
-// The chunk's scores become probabilities but for their sum; returns the factor for what was summed before.
-JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float& largest, float& sum) {
+// The chunk's scores, times `scale`, become probabilities but for their sum; returns the factor for what was summed
+// before.
+JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float scale, float& largest, float& sum) {
   f32x16 top = load(score);
   for (int64_t i = kLanes; i < columns; i += kLanes) {
     const f32x16 x = load(score + i);
     top = select(x > top, x, top);
   }
-  const float before = largest, now = std::max(before, lane_max(top));
+  const float before = largest, now = std::max(before, lane_max(top) * scale);
   largest = now;
   const float reference = now == -kInfinity ? 0.0f : now;
   f32x16 total = {};
   for (int64_t i = 0; i < columns; i += kLanes) {
-    const f32x16 p = exp2_of(load(score + i) - reference);
+    const f32x16 p = exp2_of(load(score + i) * scale - reference);
     store(score + i, p);
     total += p;
   }
@@ -68,11 +69,14 @@ JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float& largest,
   return rescale;
 }
 
-// Queries are scaled by scale log2(e), so that scores are powers of two.
-JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                   const float* query, const float* key_panels, const float* value_rows, float* score,
-                                   float* out, float* largest, float* sum) {
-  const int64_t rows = queries + queries % 2;
+// What a tile's operands are multiplied as. Queries come as words of neighbouring features, keys as panels of the same,
+// values as words of neighbouring keys. scale: what makes scores powers of two.
+template <typename Words>
+JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int64_t panel, int64_t width, float scale,
+                                      const float* query, const float* key_panels, const float* value_rows,
+                                      float* score, float* out, float* largest, float* sum) {
+  constexpr int64_t kValues = Words::kValues;
+  const int64_t rows = queries + queries % 2, depth = width / kValues;
   std::fill(largest, largest + rows, -kInfinity);
   std::fill(sum, sum + rows, 0.0f);
   std::fill(out, out + rows * width, 0.0f);
@@ -84,38 +88,54 @@ JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_
     for (int64_t i = chunk; i < end; ++i) {
       const Visit& visit = visits.list[i];
       const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
-      multiply(rows, padded, width, {query, width, 1}, key_panels + visit.first * width, panel, score + columns,
-               kScoreStride, false);
+      multiply<Words>(rows, padded, depth, {query, depth, 1}, key_panels + visit.first * depth, panel, score + columns,
+                      kScoreStride, false);
       hide(visit, queries, score + columns, kScoreStride, padded);
       columns += padded;
     }
     for (int64_t q = 0; q < queries; ++q) {
-      const float rescale = soften_row(score + q * kScoreStride, columns, largest[q], sum[q]);
+      const float rescale = soften_row(score + q * kScoreStride, columns, scale, largest[q], sum[q]);
       if (chunk > 0 && rescale != 1.0f)
         for (int64_t i = 0; i < width; i += kLanes) store(out + q * width + i, load(out + q * width + i) * rescale);
+    }
+    if constexpr (kValues == 2) {
+      if (columns % (2 * kLanes))  // an odd vector is paired with zeros
+        for (int64_t q = 0; q < rows; ++q) store(score + q * kScoreStride + columns, f32x16{});
+      pair_columns(score, kScoreStride, rows, columns, score, kScoreStride);
     }
     columns = 0;
     for (int64_t i = chunk; i < end; ++i) {
       const Visit& visit = visits.list[i];
       const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
-      multiply(rows, width, padded, {score + columns, kScoreStride, 1}, value_rows + visit.first * width, width, out,
-               width, true);
+      multiply<Words>(rows, width, padded / kValues, {score + columns / kValues, kScoreStride, 1},
+                      value_rows + visit.first / kValues * width, width, out, width, true);
       columns += padded;
     }
   }
 }
 
+JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width, float scale,
+                                   const float* query, const float* key_panels, const float* value_rows, float* score,
+                                   float* out, float* largest, float* sum) {
+  forward_tile_of<Float32Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
+                                largest, sum);
+}
+
 struct BackwardScratch {
-  std::vector<float> key_rows, key_panels, value_panels, grad_key, grad_value;
+  std::vector<float> key_rows, words, key_panels, value_panels, grad_key, grad_value;
   std::vector<float> query, grad_out, out, grad_query, probability, slope;
   std::vector<float> lse, lse_rest, delta;  // lse: base 2, in two parts, as its last place is that of every probability
+  // Where words are pairs: those of neighbours in a row. query, grad_out and slope then become those of two rows.
+  std::vector<float> query_columns, grad_out_columns, slope_columns;
   Visits visits;
 };
 
 // Adds to grad_key and grad_value, writes grad_query; all but for their last factors.
-JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                    BackwardScratch& s) {
-  const int64_t rows = queries + queries % 2;
+template <typename Words>
+JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+                                       float scale, BackwardScratch& s) {
+  constexpr int64_t kValues = Words::kValues;
+  const int64_t rows = queries + queries % 2, depth = width / kValues;
   float* probability = s.probability.data();
   float* slope = s.slope.data();
   std::fill_n(s.grad_query.data(), rows * width, 0.0f);
@@ -125,16 +145,27 @@ JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64
       total += load(s.out.data() + q * width + i) * load(s.grad_out.data() + q * width + i);
     s.delta[q] = lane_sum(total);
   }
+  const float *query = s.query.data(), *grad_out = s.grad_out.data(), *slope_columns = slope;
+  if constexpr (kValues == 2) {
+    pair_columns(query, width, rows, width, s.query_columns.data(), depth);
+    pair_columns(grad_out, width, rows, width, s.grad_out_columns.data(), depth);
+    pair_rows(query, width, rows, width, s.query.data());
+    pair_rows(grad_out, width, rows, width, s.grad_out.data());
+    query = s.query_columns.data();
+    grad_out = s.grad_out_columns.data();
+    slope_columns = s.slope_columns.data();
+  }
+  constexpr int64_t kStride = kPanel / kValues;  // of slope_columns
   for (const Visit& visit : visits.list) {
     const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes, place = visit.first * width;
-    multiply(rows, padded, width, {s.query.data(), width, 1}, s.key_panels.data() + place, panel, probability, kPanel,
-             false);
+    multiply<Words>(rows, padded, depth, {query, depth, 1}, s.key_panels.data() + visit.first * depth, panel,
+                    probability, kPanel, false);
     hide(visit, queries, probability, kPanel, padded);
-    multiply(rows, padded, width, {s.grad_out.data(), width, 1}, s.value_panels.data() + place, panel, slope, kPanel,
-             false);
+    multiply<Words>(rows, padded, depth, {grad_out, depth, 1}, s.value_panels.data() + visit.first * depth, panel,
+                    slope, kPanel, false);
     for (int64_t q = 0; q < queries; ++q)
       for (int64_t i = q * kPanel; i < q * kPanel + padded; i += kLanes) {
-        const f32x16 p = exp2_of((load(probability + i) - s.lse[q]) - s.lse_rest[q]);
+        const f32x16 p = exp2_of((load(probability + i) * scale - s.lse[q]) - s.lse_rest[q]);
         store(probability + i, p);
         store(slope + i, p * (load(slope + i) - s.delta[q]));
       }
@@ -142,12 +173,48 @@ JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64
       std::fill_n(probability + q * kPanel, padded, 0.0f);
       std::fill_n(slope + q * kPanel, padded, 0.0f);
     }
-    multiply(padded, width, rows, {probability, 1, kPanel}, s.grad_out.data(), width, s.grad_value.data() + place,
-             width, true);
-    multiply(padded, width, rows, {slope, 1, kPanel}, s.query.data(), width, s.grad_key.data() + place, width, true);
-    multiply(rows, width, padded, {slope, kPanel, 1}, s.key_rows.data() + place, width, s.grad_query.data(), width,
-             true);
+    if constexpr (kValues == 2) {
+      if (padded % (2 * kLanes))  // an odd vector is paired with zeros
+        for (int64_t q = 0; q < rows; ++q) store(slope + q * kPanel + padded, f32x16{});
+      pair_columns(slope, kPanel, rows, padded, s.slope_columns.data(), kStride);
+      pair_rows(slope, kPanel, rows, padded, slope);
+      pair_rows(probability, kPanel, rows, padded, probability);
+    }
+    multiply<Words>(padded, width, rows / kValues, {probability, 1, kPanel}, s.grad_out.data(), width,
+                    s.grad_value.data() + place, width, true);
+    multiply<Words>(padded, width, rows / kValues, {slope, 1, kPanel}, s.query.data(), width,
+                    s.grad_key.data() + place, width, true);
+    multiply<Words>(rows, width, padded / kValues, {slope_columns, kStride, 1},
+                    s.key_rows.data() + visit.first / kValues * width, width, s.grad_query.data(), width, true);
   }
+}
+
+JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width, float scale,
+                                    BackwardScratch& s) {
+  backward_tile_of<Float32Words>(visits, queries, panel, width, scale, s);
+}
+
+JEPA_FAST_BFLOAT16 void forward_tile_in_pairs(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+                                              float scale, const float* query, const float* key_panels,
+                                              const float* value_rows, float* score, float* out, float* largest,
+                                              float* sum) {
+  forward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
+                                 largest, sum);
+}
+
+JEPA_FAST_BFLOAT16 void backward_tile_in_pairs(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+                                               float scale, BackwardScratch& s) {
+  backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
+}
+
+// words[rows][columns / 2]: neighbours in a row.
+JEPA_FAST_BFLOAT16 void to_column_pairs(const float* values, int64_t rows, int64_t columns, float* words) {
+  pair_columns(values, columns, rows, columns, words, columns / 2);
+}
+
+// words[rows / 2][columns], in place: neighbours in a column.
+JEPA_FAST_BFLOAT16 void to_row_pairs(float* values, int64_t rows, int64_t columns) {
+  pair_rows(values, columns, rows, columns, values);
 }
 
 }  // namespace

@@ -120,6 +120,7 @@ def test_layouts(draw: Draw, hold: Hold, implementation: str, mask: str) -> None
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_scale(
     draw: Draw,
@@ -127,9 +128,10 @@ def test_scale(
     oracle: Callable[..., tuple[Tensor, ...]],
     eager: Callable[..., tuple[Tensor, ...]],
     implementation: str,
+    dtype: torch.dtype,
     scale: float,
 ) -> None:
-    problem = draw("block_causal", 32, "tiled")
+    problem = draw("block_causal", 32, "tiled", dtype)
     found = gradients(problem, scale=scale, implementation=implementation)
     result = check_error(found, eager(problem, scale), oracle(problem, scale=scale))
     assert result.passed, result.reason
