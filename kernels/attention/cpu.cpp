@@ -221,7 +221,7 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
           {floats(cos_k), floats(sin_k), rows_k},
           scale,
           mask,
-          type_of(query) == kBFloat16 && multiplies_bfloat16() && std::isnormal(static_cast<float>(scale * kLog2E))};
+          type_of(query) == kBFloat16 && cpu_has_bfloat16() && std::isnormal(static_cast<float>(scale * kLog2E))};
 }
 
 // query, key, value: [B, N, H, D] with a contiguous last dimension; packed tensors have B = 1. out like query and lse

@@ -11,19 +11,7 @@ struct Float32Words {
   JEPA_FAST_INLINE void add_product(f32x16& sum, f32x16 row, float factor) { sum += row * factor; }
 };
 
-// AVX-512 BF16 multiplies and adds two pairs in one instruction: twice the products of float32 on AMD's Zen 4 and 5. In
-// assembly, as its intrinsics need a target that the clones of simd.h do not have. Elsewhere float32 is as fast.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define JEPA_FAST_AVX512_BF16
-#define JEPA_FAST_BFLOAT16 __attribute__((target("arch=x86-64-v4")))
-inline bool multiplies_bfloat16() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("x86-64-v4");
-}
-#else
-#define JEPA_FAST_BFLOAT16
-inline bool multiplies_bfloat16() { return false; }
-#endif
-
+// Two products and two sums in one instruction: twice the products of float32 on AMD's Zen 4 and 5.
 struct BFloat16Words {
   static constexpr int64_t kValues = 2;
   JEPA_FAST_INLINE void add_product(f32x16& sum, f32x16 row, float factor) {
@@ -39,39 +27,22 @@ struct BFloat16Words {
   }
 };
 
-typedef uint16_t u16x32 __attribute__((vector_size(64)));
-
-// low[0..15], high[0..15] rounded to bfloat16, as 32 values in this order.
-JEPA_FAST_INLINE u16x32 rounded(f32x16 low, f32x16 high) {
-  u16x32 values;
-#ifdef JEPA_FAST_AVX512_BF16
-  asm("vcvtne2ps2bf16 %2, %1, %0" : "=v"(values) : "v"(high), "v"(low));
-#else
-  const u16x16 halves[2] = {narrow(low, bfloat16{}), narrow(high, bfloat16{})};
-  std::memcpy(&values, halves, sizeof(values));
-#endif
-  return values;
-}
-
 // words[rows][columns / 2]: pairs of neighbours in a row. May overwrite its source.
 JEPA_FAST_INLINE void pair_columns(const float* source, int64_t stride, int64_t rows, int64_t columns, float* words,
                                    int64_t words_stride) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < columns; i += 2 * kLanes) {
       const float* from = source + r * stride + i;
-      store(words + r * words_stride + i / 2, reinterpret_cast<f32x16>(rounded(load(from), load(from + kLanes))));
+      store(words + r * words_stride + i / 2, as_float(rounded_in_turn(load(from), load(from + kLanes))));
     }
 }
 
 // words[rows / 2][columns]: pairs of neighbours in a column. May overwrite its source.
 JEPA_FAST_INLINE void pair_rows(const float* source, int64_t stride, int64_t rows, int64_t columns, float* words) {
-  const u16x32 interleaved = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                              8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   for (int64_t r = 0; r < rows; r += 2)
     for (int64_t i = 0; i < columns; i += kLanes) {
       const float* from = source + r * stride + i;
-      const u16x32 pairs = __builtin_shuffle(rounded(load(from), load(from + stride)), interleaved);
-      store(words + r / 2 * stride + i, reinterpret_cast<f32x16>(pairs));
+      store(words + r / 2 * stride + i, as_float(rounded_in_pairs(load(from), load(from + stride))));
     }
 }
 

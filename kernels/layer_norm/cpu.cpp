@@ -259,9 +259,10 @@ void forward_in_pairs(const Forward& f, int64_t threads) {
   float *weight = vectors.data, *bias = vectors.data + f.features;
   to_pairs(f.weight, weight, f.features);
   to_pairs(f.bias, bias, f.features);
+  const auto rows = f.residual.type == 1 && cpu_has_bfloat16() ? forward_pairs_by_cpu : forward_pairs;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (f.rows * f.features > kParallelFrom)
   for (int64_t first = 0; first < f.rows; first += kRowsOfCall)
-    forward_pairs(f, first, std::min(first + kRowsOfCall, f.rows), weight, bias);
+    rows(f, first, std::min(first + kRowsOfCall, f.rows), weight, bias);
 }
 
 // partial: [parts][2][D], the sums for weight and bias; out: [2][D].
@@ -270,10 +271,10 @@ void backward_in_pairs(const Backward& b, int64_t rows_of_part, int64_t parts, f
   const Floats vectors(2 * b.features);
   float *weight = vectors.data, *sum = vectors.data + b.features;
   to_pairs(b.weight, weight, b.features);
+  const auto rows = b.residual.type == 1 && cpu_has_bfloat16() ? backward_pairs_by_cpu : backward_pairs;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (b.rows * b.features > kParallelFrom)
   for (int64_t part = 0; part < parts; ++part)
-    backward_pairs(b, part * rows_of_part, std::min((part + 1) * rows_of_part, b.rows), weight,
-                   partial + part * 2 * b.features);
+    rows(b, part * rows_of_part, std::min((part + 1) * rows_of_part, b.rows), weight, partial + part * 2 * b.features);
   for (int64_t kind = 0; kind < 2; ++kind) {
     add_parts(partial + kind * b.features, parts, 2 * b.features, sum, b.features);
     from_pairs(sum, out + kind * b.features, b.features);

@@ -31,6 +31,9 @@ JEPA_FAST_INLINE Pair split(u32x16 bits, float16) {
 JEPA_FAST_INLINE u32x16 join(Pair x, bfloat16) {
   return (rounded_to_bfloat16(x.even) >> 16) | (rounded_to_bfloat16(x.odd) & 0xffff0000u);
 }
+// bfloat16 in functions marked JEPA_FAST_BFLOAT16: a fifth of the instructions.
+struct RoundedByCPU : bfloat16 {};
+JEPA_FAST_INLINE u32x16 join(Pair x, RoundedByCPU) { return rounded_in_pairs(x.even, x.odd); }
 JEPA_FAST_INLINE u32x16 join(Pair x, float16) {
   return narrow_lanes(x.even, float16{}) | (narrow_lanes(x.odd, float16{}) << 16);
 }
@@ -161,9 +164,19 @@ JEPA_FAST_CLONES void forward_pairs(const Forward& f, int64_t first, int64_t las
   forward_pairs_of<float16>(f, first, last, weight, bias);
 }
 
+JEPA_FAST_BFLOAT16 void forward_pairs_by_cpu(const Forward& f, int64_t first, int64_t last, const float* weight,
+                                             const float* bias) {
+  forward_pairs_of<RoundedByCPU>(f, first, last, weight, bias);
+}
+
 JEPA_FAST_CLONES void backward_pairs(const Backward& b, int64_t first, int64_t last, const float* weight, float* sums) {
   if (b.residual.type == 1) return backward_pairs_of<bfloat16>(b, first, last, weight, sums);
   backward_pairs_of<float16>(b, first, last, weight, sums);
+}
+
+JEPA_FAST_BFLOAT16 void backward_pairs_by_cpu(const Backward& b, int64_t first, int64_t last, const float* weight,
+                                              float* sums) {
+  backward_pairs_of<RoundedByCPU>(b, first, last, weight, sums);
 }
 
 }  // namespace
