@@ -16,7 +16,7 @@ from jepa_fast.models import IJEPA
 from jepa_fast.training.step import IJEPAStep, Precision, TrainingStep
 
 MODEL = "ijepa_vits8_128"
-BATCH_SIZE, QUICK_BATCH_SIZE = 16, 4
+BATCH_SIZE, QUICK_BATCH_SIZE = 16, 2
 BATCHES = 3  # each with masks of its own, whose sizes decide the cost of a step
 CHECKED_STEPS = 2  # the second one's loss shows the gradient, the optimizer and the teacher of the first
 RATES = Hyperparameters(lr=2e-4, weight_decay=0.04, momentum=0.996)  # at the start of I-JEPA's schedules

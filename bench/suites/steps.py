@@ -93,8 +93,8 @@ def cases() -> Iterator[Case]:
                 shape=setting.shape,
                 dtype=precision,
                 build=partial(build, setting, precision),
-                # In float32 the systems are alike: products bound them. Both dtypes where both have a target.
-                quick=setting.quick and (precision == "bfloat16" or setting.system in ("V-JEPA 2", "LeJEPA")),
+                # In float32 the systems are alike: products bound them.
+                quick=setting.quick and (precision == "bfloat16" or setting.system == "V-JEPA 2"),
             )
     for precision in PRECISIONS:
         yield Case(
@@ -102,7 +102,7 @@ def cases() -> Iterator[Case]:
             shape=f"{ragged_tokens(RAGGED)}, {RAGGED.shape}",
             dtype=precision,
             build=partial(build_ragged, RAGGED, precision),
-            quick=precision == "bfloat16",
+            quick=False,
         )
 
 
