@@ -419,3 +419,46 @@ class CovarianceLoss(nn.Module):
     def forward(self, x):
         matrix, features = x.mT.cov(), x.shape[1]
         return (matrix.square().sum() - matrix.diagonal().square().sum()) / (features * (features - 1))
+
+
+class VCReg(nn.Module):
+    """stable-worldmodel: over the batch for each step, over the steps for each sample, both centred over the batch."""
+
+    def __init__(self, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def hinge(self, z):
+        return torch.stack([F.relu(1 - (rows.var(0) + self.eps).sqrt()).mean() for rows in z]).mean()
+
+    def covariances(self, z):
+        found = []
+        for rows in z:
+            matrix, features = rows.mT @ rows / (len(rows) - 1), rows.shape[1]
+            squares = (matrix - matrix.diagonal().diag()).square().sum()
+            found.append(squares / (features * (features - 1)))
+        return torch.stack(found).mean()
+
+    def forward(self, z):
+        z = z - z.mean(0)
+        steps = z.transpose(0, 1)
+        return {
+            "std_loss": self.hinge(steps),
+            "std_t_loss": self.hinge(z),
+            "cov_loss": self.covariances(steps),
+            "cov_t_loss": self.covariances(z),
+        }
+
+
+class PLDMLoss(nn.Module):
+    """stable-worldmodel: `VCReg`, the distance of neighbouring steps, and that of predicted actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vc_reg = VCReg()
+
+    def forward(self, z, a_pred=None, a_target=None):
+        found = {"temp_align_loss": F.mse_loss(z[:, :-1], z[:, 1:]), **self.vc_reg(z)}
+        if a_pred is not None and a_target is not None:
+            found["idm_loss"] = F.mse_loss(a_pred, a_target)
+        return found
