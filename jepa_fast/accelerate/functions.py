@@ -10,6 +10,7 @@ from typing import Any
 
 from . import library_functions as ours
 from .report import Entry, Report
+from .rollout import lewm_rollout
 
 ORIGINAL = "_jepa_fast_original"
 
@@ -70,6 +71,13 @@ REPLACEMENTS = (
         (),
         ours.update_teacher,
         "ema_update_",
+    ),
+    Replacement(
+        "stable_worldmodel.wm.lewm.lewm",
+        "LeWM.rollout",
+        ("info", "action_sequence", "history_size"),
+        lewm_rollout,
+        "the last step of each window",
     ),
     Replacement(
         "dinov3.train.ssl_meta_arch", "SSLMetaArch.update_ema", ("m",), ours.dinov3_update_ema, "ema_update_"

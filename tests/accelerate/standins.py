@@ -419,3 +419,118 @@ class CovarianceLoss(nn.Module):
     def forward(self, x):
         matrix, features = x.mT.cov(), x.shape[1]
         return (matrix.square().sum() - matrix.diagonal().square().sum()) / (features * (features - 1))
+
+
+class VCReg(nn.Module):
+    """stable-worldmodel: over the batch for each step, over the steps for each sample, both centred over the batch."""
+
+    def __init__(self, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def hinge(self, z):
+        return torch.stack([F.relu(1 - (rows.var(0) + self.eps).sqrt()).mean() for rows in z]).mean()
+
+    def covariances(self, z):
+        found = []
+        for rows in z:
+            matrix, features = rows.mT @ rows / (len(rows) - 1), rows.shape[1]
+            squares = (matrix - matrix.diagonal().diag()).square().sum()
+            found.append(squares / (features * (features - 1)))
+        return torch.stack(found).mean()
+
+    def forward(self, z):
+        z = z - z.mean(0)
+        steps = z.transpose(0, 1)
+        return {
+            "std_loss": self.hinge(steps),
+            "std_t_loss": self.hinge(z),
+            "cov_loss": self.covariances(steps),
+            "cov_t_loss": self.covariances(z),
+        }
+
+
+class PLDMLoss(nn.Module):
+    """stable-worldmodel: `VCReg`, the distance of neighbouring steps, and that of predicted actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vc_reg = VCReg()
+
+    def forward(self, z, a_pred=None, a_target=None):
+        found = {"temp_align_loss": F.mse_loss(z[:, :-1], z[:, 1:]), **self.vc_reg(z)}
+        if a_pred is not None and a_target is not None:
+            found["idm_loss"] = F.mse_loss(a_pred, a_target)
+        return found
+
+
+class LeWM(nn.Module):
+    """stable-worldmodel and le-wm: a predictor of blocks with AdaLN, whose rollout reads the last step of a window."""
+
+    class Attention(nn.Module):
+        def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+            super().__init__()
+            self.heads, self.norm = heads, nn.LayerNorm(dim)
+            self.to_qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
+            self.to_out = nn.Sequential(nn.Linear(heads * dim_head, dim), nn.Dropout(0.1))
+
+        def forward(self, x, causal=True):
+            parts = self.to_qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            out = F.scaled_dot_product_attention(*parts, is_causal=causal)
+            return self.to_out(out.transpose(1, 2).flatten(2))
+
+    class ConditionalBlock(nn.Module):
+        def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+            super().__init__()
+            self.attn = LeWM.Attention(dim, heads, dim_head)
+            self.mlp = nn.Sequential(
+                nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.GELU(), nn.Linear(3 * dim, dim)
+            )
+            self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+            self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+        def forward(self, x, c):
+            a, b, gate, d, e, last_gate = self.adaLN_modulation(c).chunk(6, -1)
+            x = x + gate * self.attn(self.norm1(x) * (1 + b) + a)
+            return x + last_gate * self.mlp(self.norm2(x) * (1 + e) + d)
+
+    class Transformer(nn.Module):
+        def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+            super().__init__()
+            self.input_proj = self.cond_proj = self.output_proj = nn.Identity()
+            self.norm = nn.LayerNorm(dim)
+            self.layers = nn.ModuleList([LeWM.ConditionalBlock(dim, heads, dim_head) for _ in range(2)])
+
+        def forward(self, x, c):
+            for block in self.layers:
+                x = block(x, c)
+            return self.output_proj(self.norm(x))
+
+    class Predictor(nn.Module):
+        def __init__(self, dim: int, frames: int = 3) -> None:
+            super().__init__()
+            self.num_frames, self.dropout = frames, nn.Dropout(0.0)
+            self.pos_embedding = nn.Parameter(torch.randn(1, frames, dim))
+            self.transformer = LeWM.Transformer(dim, 2, 8)
+
+        def forward(self, x, c):
+            return self.transformer(self.dropout(x + self.pos_embedding[:, : x.shape[1]]), c)
+
+    def __init__(self, dim: int = 12) -> None:
+        super().__init__()
+        self.predictor, self.action_encoder = LeWM.Predictor(dim), nn.Linear(4, dim)
+        self.pred_proj = nn.Sequential(nn.Linear(dim, 20), nn.BatchNorm1d(20), nn.GELU(), nn.Linear(20, dim))
+
+    def predict(self, emb, act_emb):
+        return self.pred_proj(self.predictor(emb, act_emb).flatten(0, 1)).unflatten(0, emb.shape[:2])
+
+    def rollout(self, info, action_sequence, history_size=None):
+        found = list(info["emb"].flatten(0, 1).unbind(1))
+        actions = self.action_encoder(action_sequence.flatten(0, 1))
+        while len(found) <= actions.shape[1]:
+            first = max(0, len(found) - (history_size or self.predictor.num_frames))
+            window = torch.stack(found[first:], 1), actions[:, first : len(found)]
+            found.append(self.predict(*window)[:, -1])
+        info["predicted_emb"] = torch.stack(found, 1).unflatten(0, action_sequence.shape[:2])
+        return info

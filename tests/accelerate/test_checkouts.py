@@ -6,14 +6,21 @@
     JEPA_FAST_EB_JEPA_CHECKOUT  facebookresearch/eb_jepa
     JEPA_FAST_LEJEPA_CHECKOUT   rbalestr-lab/lejepa
 
-Each runs in a process of its own, since several of them are called `src`.
+Each runs in a process of its own, since several of them are called `src`. The diffs of docs/accelerate are applied to
+copies of the first three.
 """
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+DOCS = Path(__file__).parents[2] / "docs" / "accelerate"
+DIFF_LINES = 20
 
 PRELUDE = """
 import copy, sys
@@ -116,12 +123,141 @@ for _ in range(3):
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_checkout(name: str) -> None:
+def checkout(name: str) -> str:
     variable = f"JEPA_FAST_{name}_CHECKOUT"
     folder = os.environ.get(variable)
     if not folder:
         pytest.skip(f"{variable} names no checkout")
-    command = [sys.executable, "-W", "ignore", "-c", PRELUDE + SCRIPTS[name], folder]
+    return folder
+
+
+def run(script: str, *arguments: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", script, *arguments]
     found = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert found.returncode == 0, found.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_checkout(name: str) -> None:
+    run(PRELUDE + SCRIPTS[name], checkout(name))
+
+
+# The functions that are nested in main(), and the teacher's update, taken out of both files and called.
+NESTED = """
+import ast, copy, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import torch.nn.functional as F
+import jepa_fast
+from src.masks.utils import apply_masks
+from src.utils.tensors import repeat_interleave_batch
+
+class AllReduce:
+    apply = staticmethod(lambda x: x)
+
+def nested(folder):
+    tree = ast.parse(Path(folder, PATH).read_text())
+    parts = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in ("forward_target", "loss_fn")]
+    assert len(parts) == 2
+    update = [n for n in ast.walk(tree) if isinstance(n, ast.With) and "target_encoder.parameters()" in ast.unparse(n)]
+    compiled = [compile(ast.Module(body, type_ignores=[]), PATH, "exec") for body in (parts, update[-1:])]
+    assert any(isinstance(n, ast.Call) and ast.unparse(n.func) == "jepa_fast.optimize_" for n in ast.walk(tree)) == (
+        folder == sys.argv[2]
+    )
+    return compiled
+
+torch.manual_seed(0)
+encoder, teacher = torch.nn.Linear(5, 5), torch.nn.Linear(5, 5)
+ids = torch.stack([torch.randperm(16) for _ in range(3)])
+masks = [ids[:, :4], ids[:, 4:8]]
+found = []
+for folder in sys.argv[1:3]:
+    functions, update = nested(folder)
+    names = {**globals(), "target_encoder": copy.deepcopy(teacher), "loss_exp": 1.0, "m": 0.9}
+    names["momentum_scheduler"] = iter([0.9])
+    call(functions, names)
+    exec(update, names)
+    found.append((names["loss"].detach(), *names["gradients"], *names["target_encoder"].parameters()))
+for before, after in zip(*found, strict=True):
+    assert before.shape == after.shape
+    assert (after - before).abs().max() <= 1e-6 * before.abs().max() + 1e-9, (before, after)
+assert not torch.equal(found[0][-1], teacher.bias)
+"""
+CALLS = {
+    "IJEPA": """
+import torch
+PATH = "src/train.py"
+
+def call(functions, names):
+    names.update(imgs=torch.arange(240.0).view(3, 16, 5).cos(), masks_enc=[ids[:, 8:], ids[:, 9:]], masks_pred=masks)
+    exec(functions, names)
+    z = torch.arange(240.0).view(12, 4, 5).sin().requires_grad_()
+    names["loss"] = names["loss_fn"](z, names["forward_target"]())
+    names["gradients"] = torch.autograd.grad(names["loss"], z)
+""",
+    "JEPA": """
+import torch
+PATH = "app/vjepa/train.py"
+
+def call(functions, names):
+    names.update(masks_pred=masks)
+    exec(functions, names)
+    z = torch.arange(120.0).view(2, 3, 4, 5).sin().requires_grad_()
+    h = names["forward_target"](torch.arange(240.0).view(3, 16, 5).cos())
+    assert isinstance(h, list) and len(h) == len(masks)  # the predictor's wrapper goes through both lists
+    names["loss"] = names["loss_fn"](list(z), h)
+    names["gradients"] = torch.autograd.grad(names["loss"], z)
+""",
+    "VJEPA2": """
+import torch
+PATH = "app/vjepa/train.py"
+
+class Several(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, clips):
+        return [self.network(clip) for clip in clips]
+
+def call(functions, names):
+    names["target_encoder"] = Several(names["target_encoder"])
+    names.update(masks_pred=[masks, masks[:1]])
+    exec(functions, names)
+    z = torch.arange(180.0).view(3, 3, 4, 5).sin().requires_grad_()
+    h = names["forward_target"]([torch.arange(240.0).view(3, 16, 5).cos(), torch.ones(3, 16, 5).cumsum(1)])
+    names["loss"] = names["loss_fn"]([[z[0], z[1]], [z[2]]], h)
+    names["gradients"] = torch.autograd.grad(names["loss"], z)
+""",
+}
+
+
+def documented_diff(name: str) -> str:
+    page = (DOCS / f"{name.lower()}.md").read_text()
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    return diff
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_documented_diff_is_short(name: str) -> None:
+    changed = re.findall(r"^(?:\+(?!\+\+ )|-(?!-- )).*$", documented_diff(name), re.MULTILINE)
+    assert 0 < len(changed) <= DIFF_LINES
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_documented_diff_applies(name: str, tmp_path: Path) -> None:
+    """And loss, gradient and teacher are those of the published lines."""
+    folder, copied = checkout(name), tmp_path / "copy"
+    shutil.copytree(folder, copied, ignore=shutil.ignore_patterns(".git"))
+    applied = subprocess.run(
+        ["git", "apply", "-"],
+        input=documented_diff(name),
+        cwd=copied,
+        env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert applied.returncode == 0, applied.stderr
+    run(CALLS[name] + NESTED, folder, str(copied))

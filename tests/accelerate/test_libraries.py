@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jepa_fast import OptimizeConfig, optimize_
+from jepa_fast import OptimizeConfig, optimize_, restore_
 from jepa_fast.accelerate import patch_functions_, restore_functions_
 
 RANDOM = torch.Generator().manual_seed(0)
 A, B = torch.randn(2, 24, 12, generator=RANDOM)
 VIEWS = torch.randn(3, 16, 12, generator=RANDOM)
+STEPS = 0.7 * torch.randn(16, 5, 12, generator=RANDOM)
+ACTIONS = torch.randn(2, 16, 4, 3, generator=RANDOM)
 
 
 def total(value) -> Tensor:
@@ -23,7 +25,7 @@ def total(value) -> Tensor:
 
 
 def compare(theirs: nn.Module, *arguments: Tensor, left_alone: str | None = None) -> None:
-    """Loss and gradients of three calls in a row, with the same random generators."""
+    """Loss and gradients of three calls in a row, with the same random generators; and back again."""
     ours = copy.deepcopy(theirs)
     report = optimize_(ours)
     outcome = "; ".join(entry.outcome for entry in report.entries if entry.name == "")
@@ -40,6 +42,8 @@ def compare(theirs: nn.Module, *arguments: Tensor, left_alone: str | None = None
             found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
         for expected, actual in zip(*found, strict=True):
             assert (actual - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert len(restore_(ours).entries) == len(report.replaced)
+    assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,9 @@ def compare(theirs: nn.Module, *arguments: Tensor, left_alone: str | None = None
         (standins.LightlyBarlow.BarlowTwinsLoss(), (A, B)),
         (standins.HingeStdLoss(), (A * 0.5,)),
         (standins.CovarianceLoss(), (A,)),
+        (standins.VCReg(), (STEPS,)),
+        (standins.VCReg(1e-2), (STEPS.transpose(0, 1).contiguous(),)),
+        (standins.PLDMLoss(), (STEPS, ACTIONS[0], ACTIONS[1])),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -73,6 +80,27 @@ def test_losses(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
 )
 def test_settings_that_are_not_served(module: nn.Module, reason: str) -> None:
     compare(module, left_alone=reason)
+
+
+def test_each_term_under_autocast() -> None:
+    """The terms of `VCReg` one by one, of bfloat16 embeddings: a sum would hide the small ones."""
+    theirs, ours = standins.VCReg(), standins.VCReg()
+    assert optimize_(ours).left_alone == ()
+    z = STEPS.bfloat16()
+    exact = theirs(z.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        eager, found = theirs(z), ours(z)
+    assert found.keys() == eager.keys()
+    for name, value in exact.items():
+        assert (found[name] - value).abs() <= 2 * (eager[name] - value).abs() + 1e-6 * value, name
+
+
+@pytest.mark.filterwarnings("ignore:var")
+def test_one_step_runs_the_published_code() -> None:
+    """Whose variance over time is then not a number."""
+    ours = standins.VCReg()
+    optimize_(ours)
+    assert ours(STEPS[:, :1])["std_t_loss"].isnan()
 
 
 def test_other_knots_are_left_alone() -> None:

@@ -142,6 +142,7 @@ RENAMED += [
     for name in ("qkv", "d_dim", "grid_size", "use_sdpa")
 ]
 RENAMED += [(lambda: standins.LightlySIGReg.SIGReg(), name) for name in ("t", "num_vectors")]
+RENAMED += [(lambda: standins.VCReg(), "eps")]
 
 
 @pytest.mark.parametrize(("build", "name"), RENAMED, ids=[name for _, name in RENAMED])

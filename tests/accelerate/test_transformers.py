@@ -12,7 +12,6 @@ from jepa_fast.accelerate import register_attention
 
 transformers = pytest.importorskip("transformers")
 
-STEPS = 20
 TOKENS = 2 * 4 * 4
 
 
@@ -84,42 +83,6 @@ def test_forward_and_gradients(within_budget, name: str, call) -> None:
     assert any("masked_attention" in str(kind) for kind in kinds)
     within_budget(theirs, ours, call)
     within_budget(theirs, ours, call, torch.bfloat16)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "autocast"])
-def test_training_steps(dtype: torch.dtype | None) -> None:
-    """Over 20 steps the losses are no further from those in float64 than twice the distance of the published code."""
-
-    def losses(model: nn.Module, autocast: bool) -> list[float]:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        found = []
-        for _ in range(STEPS):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                output = model(
-                    CLIPS.to(model.dtype), context_mask=CONTEXT, target_mask=TARGET
-                ).predictor_output
-                loss = (output.last_hidden_state - output.target_hidden_state.detach()).abs().float().mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            found.append(loss.item())
-        return found
-
-    model = vjepa2()
-    ours = copy.deepcopy(model)
-    optimize_(ours)
-    exact, eager, found = (
-        torch.tensor(losses(m, autocast))
-        for m, autocast in (
-            (copy.deepcopy(model).double(), False),
-            (copy.deepcopy(model), dtype is not None),
-            (ours, dtype is not None),
-        )
-    )
-    assert eager[-1] < eager[0]
-    ulp = torch.finfo(dtype or torch.float32).eps
-    theirs, mine = ((curve - exact).square().mean().sqrt() for curve in (eager, found))
-    assert mine <= 2 * theirs + ulp * exact[0]
 
 
 def test_compiled(within_budget) -> None:

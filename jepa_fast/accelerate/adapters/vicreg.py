@@ -3,7 +3,9 @@ their own, and keep doing so."""
 
 from typing import Any, ClassVar
 
+import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.accelerate.adapter import Adapter, Sample, Signatures, draw, original
@@ -200,6 +202,54 @@ class Covariance(Adapter):
         return covariance_loss(x, normalization="eb_jepa") if served(x) else original(self)(self, x)
 
 
+class WorldModelVCReg(Adapter):
+    """stable-worldmodel: `[B, T, D]`, hinge and covariances over the batch for each time step, and over time for each
+    sample. As published the latter are centred over the batch alone. Their matrices `[B, D, D]` have rank T, so that
+    their squares are summed over products of time steps instead."""
+
+    name = "stable_worldmodel_vcreg"
+    kind = "loss"
+    title = "covariances from products of the shorter side"
+    class_names = ("VCReg",)
+    attributes: ClassVar[dict[str, Any]] = {"eps": float}
+    signatures: ClassVar[Signatures] = (("z",),)
+
+    def samples(self, module: Any) -> list[Sample]:
+        return [Sample((draw(9, 3, 6) * 0.7,)), Sample((draw(4, 7, 5) * 0.7,))]
+
+    @staticmethod
+    def forward(self: Any, z: Tensor) -> Any:
+        if z.ndim != 3 or min(z.shape) < 2 or not z.is_floating_point():
+            return original(self)(self, z)
+        with torch.autocast(z.device.type, enabled=False):
+            z = z if z.dtype == torch.float64 else z.float()
+            of_samples = z - z.mean(dim=0)
+            of_steps = of_samples.transpose(0, 1)
+            return {
+                "std_loss": _hinge(of_steps, self.eps),
+                "std_t_loss": _hinge(of_samples, self.eps),
+                "cov_loss": _pairs(of_steps),
+                "cov_t_loss": _pairs(of_samples),
+            }
+
+
+def _hinge(z: Tensor, eps: float) -> Tensor:
+    """Of `[G, N, D]`, the mean over G and D."""
+    return F.relu(1.0 - (z.var(dim=1) + eps).sqrt()).mean()
+
+
+def _pairs(z: Tensor) -> Tensor:
+    """Of `[G, N, D]`, the mean over G and pairs of features of (Z'Z / (N - 1))^2: |Z'Z| is |ZZ'|."""
+    rows, features = z.shape[1:]
+    if rows < features:
+        matrix, own = z @ z.mT, z.square().sum(dim=1)
+    else:
+        matrix = z.mT @ z
+        own = matrix.diagonal(dim1=1, dim2=2)
+    squares = matrix.square().sum(dim=(1, 2)) - own.square().sum(dim=1)
+    return squares.mean() / ((rows - 1) ** 2 * features * (features - 1))
+
+
 ADAPTERS = (
     LightlyVICReg(),
     SpreadVICReg(),
@@ -208,4 +258,5 @@ ADAPTERS = (
     EBJEPAVICReg(),
     HingeStd(),
     Covariance(),
+    WorldModelVCReg(),
 )
