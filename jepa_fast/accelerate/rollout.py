@@ -63,7 +63,7 @@ class LastStep:
         return F.pad(x[:, None], (0, 0, steps - 1, 0), value=float("nan"))
 
     def continues(self, emb: Tensor, act_emb: Tensor) -> bool:
-        """Whether this window is the one before and one step more. Not asked of a GPU, which the answer would wait for."""
+        """Whether this window is the one before and one step more. On a GPU the host would wait for the answer."""
         return (
             self.window is not None
             and not emb.is_cuda
