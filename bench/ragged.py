@@ -10,7 +10,7 @@ that neither has seen, with all tokens of their masks. Either way predictions ar
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from jepa_fast.bench.report.figures import EAGER, OURS, STYLE
 from jepa_fast.bench.report.terminal import make_console
+from jepa_fast.bench.report.training import smooth
 from jepa_fast.data import Source, StepBatches
 from jepa_fast.probes.run import split_indices
 from jepa_fast.training import schedules, setup
@@ -34,7 +35,6 @@ from jepa_fast.training.systems import System, make_system
 FORMS = {"cut": False, "ragged": True}
 COLOURS = {"cut": EAGER, "ragged": OURS}
 HELD_OUT_BATCHES = 2
-SMOOTHED = 20  # steps of a running mean
 
 
 @dataclass
@@ -156,7 +156,7 @@ def draw(curves: dict[str, Curve], title: str) -> Figure:
         for name, curve in curves.items():
             steps = range(1, len(curve.losses) + 1)
             own.plot(steps, curve.losses, color=COLOURS[name], linewidth=0.6, alpha=0.35)
-            own.plot(steps, list(_smooth(curve.losses)), color=COLOURS[name], label=name)
+            own.plot(steps, list(smooth(curve.losses)), color=COLOURS[name], label=name)
             common.plot(*zip(*curve.held_out.items(), strict=True), "o-", color=COLOURS[name], label=name)
         _label(own, f"{title}: loss on its own tokens")
         _label(common, "loss on all tokens of unseen samples")
@@ -167,12 +167,6 @@ def _label(axes: Axes, title: str) -> None:
     axes.set(title=title, xlabel="step")
     axes.grid(axis="y")
     axes.legend(loc="upper right")
-
-
-def _smooth(losses: Sequence[float]) -> Iterator[float]:
-    """Means of up to so many steps before and with each."""
-    for end in range(1, len(losses) + 1):
-        yield statistics.fmean(losses[max(0, end - SMOOTHED) : end])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
