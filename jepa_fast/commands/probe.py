@@ -34,7 +34,8 @@ class Probe:
     label: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the first there is)")] = (
         None
     )
-    """Which labels, where the data has several: an array of the .npz file; "file" makes each video a class."""
+    """Which labels, where the data has several: an array of the .npz file; for clips "file" makes each video a class,
+    "arrow_of_time" asks whether a clip is played forward or backward."""
     methods: tuple[Literal["linear", "attentive", "knn", "pixels"], ...] = (
         "linear",
         "attentive",

@@ -41,8 +41,8 @@ def open_source(
 
     short_side: video frames that are kept in memory are scaled down to it. frames: 1 gives images and single frames of
     videos, more gives clips of so many consecutive ones of every `frame_stride`-th frame. frame_memory: bytes of
-    decoded frames to keep. label: which labels, where there are several: an array of an .npz file, or "file" for clips
-    that are classes of their own.
+    decoded frames to keep. label: which labels, where there are several: an array of an .npz file; for clips "file",
+    whose classes are the videos, or "arrow_of_time", every clip forward and backward.
 
     Raises FileNotFoundError or ValueError, naming the argument, for what is not there, not of these kinds, or holds
     nothing that can be read; ModuleNotFoundError where PyAV or webdataset is needed and missing.
@@ -69,6 +69,7 @@ def open_source(
 
 def _folder(path: Path, short_side: int, frames: int, stride: int, memory: int, label: str | None) -> Source:
     if frames == 1:
+        _refuse_label(path, label)
         whole = (1.0, 1.0)  # short_side is the size of the smallest crop already
         return open_folder(
             path,
@@ -90,6 +91,8 @@ def _tars(
     root: Path, paths: list[Path], short_side: int, frames: int, stride: int, memory: int, label: str | None
 ) -> Source:
     skipped: list[tuple[Path, str]] = []
+    if frames == 1:
+        _refuse_label(root, label)
     members = index_tars(paths, skipped)
     images = [member for member in members if member.path.suffix.lower() in IMAGE_SUFFIXES]
     clips = [member for member in members if member.path.suffix.lower() in VIDEO_SUFFIXES]
@@ -107,6 +110,12 @@ def _tars(
     if frames == 1:
         return _reported(CropDataset(root, [], videos, image_size=short_side, skipped=skipped))
     return _reported(ClipSource(root, videos, frames, label=label, skipped=skipped))
+
+
+def _refuse_label(root: Path, label: str | None) -> None:
+    """Pictures outside of .npz files have one label each."""
+    if label is not None:
+        raise ValueError(f"label: expected none for the pictures in {root}, got {label}")
 
 
 def _reported(source: Source) -> Source:

@@ -23,12 +23,14 @@ class Source(ABC):
 
     root: what error messages name. labels: int64 `[len]` into `classes`, -1 where there is none; None without labels.
     splits: int64 `[len]`, 0 train, 1 val, 2 test; None where the source does not say.
+    groups: int64 `[len]`, 0 to len - 1: samples of one group belong into the same split; None where each stands alone.
     """
 
     root: Path
     classes: tuple[str, ...] = ()
     labels: Tensor | None = None
     splits: Tensor | None = None
+    groups: Tensor | None = None
 
     def __init__(self, root: Path, length: int, skipped: Iterable[tuple[Path, str]] = ()) -> None:
         self.root = root

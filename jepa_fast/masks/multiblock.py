@@ -43,7 +43,7 @@ class MultiBlockMasks:
         min_keep: a row keeps more than so many patches before the cut.
         allow_overlap: context blocks keep the patches of the targets.
         fixed: the corrected range of sizes and positions.
-        ragged: return rows of different lengths instead of cutting them.
+        ragged: return rows of different lengths; False cuts them to the shortest one of the batch, as published.
 
     Raises:
         ValueError: an argument out of its range, or block sizes that leave no valid mask on this grid.

@@ -68,7 +68,7 @@ class TubeMasks:
     Args:
         grid_size: patches of a clip, `(frames, rows, columns)`.
         sets: the mask sets, sampled one after the other.
-        ragged: return rows of different lengths instead of cutting them.
+        ragged: return rows of different lengths; False cuts them to the shortest one of the batch, as published.
 
     Raises:
         ValueError: an argument out of its range, or blocks without a patch on this grid.

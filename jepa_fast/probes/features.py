@@ -22,13 +22,17 @@ NETWORKS = ("teacher", "encoder")
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder out of a checkpoint, in evaluation mode; `step` of training it is after."""
+    """An encoder out of a checkpoint, in evaluation mode; `step` of training it is after.
+
+    frame_stride: of every video it was trained on one frame in so many.
+    """
 
     encoder: nn.Module
     system: System
     step: int
     network: str
     has_class_token: bool
+    frame_stride: int
 
 
 def load_frozen(path: Path, *, network: str | None, image_size: int | None, device: torch.device) -> Frozen:
@@ -59,7 +63,9 @@ def load_frozen(path: Path, *, network: str | None, image_size: int | None, devi
     has_class_token = any(
         "cls_token" in name or "class_token" in name for name, _ in encoder.named_parameters()
     )
-    return Frozen(encoder.to(device).eval(), system, saved["step"], network, has_class_token)
+    return Frozen(
+        encoder.to(device).eval(), system, saved["step"], network, has_class_token, config.frame_stride
+    )
 
 
 @dataclass

@@ -72,7 +72,13 @@ def evaluate(
             raise ValueError(f"methods: expected some of {', '.join(METHODS)}, got {method}")
     where = choose_device(device)
     frozen = load_frozen(checkpoint, network=network, image_size=None, device=where)
-    source = open_source(data, short_side=frozen.system.image_size, frames=frozen.system.frames, label=label)
+    source = open_source(
+        data,
+        short_side=frozen.system.image_size,
+        frames=frozen.system.frames,
+        frame_stride=frozen.frame_stride,
+        label=label,
+    )
     if methods and source.labels is None:
         raise ValueError(
             f"data: expected labels, got none in {data}; with no methods, pictures can be made of it"
@@ -105,19 +111,23 @@ def evaluate(
 def split_indices(source: Source, seed: int) -> list[list[int]]:
     """Labelled samples of the training, validation and test part; drawn where the source does not say.
 
-    Where it has no validation or test part, a tenth of the training part stands in.
+    Where it has no validation or test part, a tenth of the training part stands in. Samples of a group stay together.
     """
     usable = source.failed == 0
     if source.labels is not None:
         usable &= source.labels >= 0
     chosen = usable.nonzero().flatten()
+    group_of = torch.arange(len(source)) if source.groups is None else source.groups
+    groups = group_of[chosen].unique()
     generator = torch.Generator().manual_seed(stream_seed(seed, "splits"))
-    shuffled = chosen[torch.randperm(len(chosen), generator=generator)]
+    shuffled = groups[torch.randperm(len(groups), generator=generator)]
     if source.splits is None:
-        first, second = (round(len(chosen) * share) for share in (_SHARES[0], sum(_SHARES)))
+        first, second = (round(len(groups) * share) for share in (_SHARES[0], sum(_SHARES)))
         parts = [shuffled[:first], shuffled[first:second], shuffled[second:]]
     else:
-        parts = [shuffled[source.splits[shuffled] == number] for number in range(len(SPLITS))]
+        split_of = torch.zeros(len(source), dtype=torch.int64)
+        split_of[group_of] = source.splits
+        parts = [shuffled[split_of[shuffled] == number] for number in range(len(SPLITS))]
         for number in (1, 2):
             if not len(parts[number]):
                 tenth = len(parts[0]) // 10
@@ -127,7 +137,7 @@ def split_indices(source: Source, seed: int) -> list[list[int]]:
             raise ValueError(
                 f"data: expected samples to {name} on, got {len(chosen)} in all and none of these"
             )
-    return [sorted(part.tolist()) for part in parts]
+    return [chosen[torch.isin(group_of[chosen], part)].tolist() for part in parts]
 
 
 def _depth(frozen: Frozen) -> int:

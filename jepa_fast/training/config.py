@@ -70,7 +70,7 @@ class TrainConfig:
     sigreg_slices: Annotated[int, _shown_as("NUMBER")] = 1024
     """LeJEPA: directions that SIGReg draws in each step."""
     ragged: bool = False
-    """Masks keep all their tokens instead of being cut to the shortest of the batch."""
+    """Masks keep all their tokens; as published they are cut to the shortest of the batch."""
     min_keep: Annotated[int | None, _shown_as("PATCHES", "the sampler's own")] = None
     """I-JEPA: a mask has more than so many patches; small grids need a small number."""
     frames: Annotated[int | None, _shown_as("FRAMES", "the model's own; 1 of images")] = None

@@ -66,7 +66,10 @@ class Engine:
         if world.size > 1 and not self._sharded:
             on = [world.device.index] if world.device.type == "cuda" else None
             self._wrapper = self._loss = nn.parallel.DistributedDataParallel(
-                wrapper, device_ids=on, gradient_as_bucket_view=True
+                wrapper,
+                device_ids=on,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=cast("Step", self.step_).leaves_out,
             )
         self._graphs = _Graphs(self.step_) if config.cuda_graph and isinstance(self.step_, Step) else None
 

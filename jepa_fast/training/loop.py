@@ -183,22 +183,7 @@ def _train_step(
     engine: Engine, plan: dict[str, Any], system: System, raw: RawBatch, step: int, world: World
 ) -> StepRecord:
     """Training step `step`, counted from 0."""
-    rates = {
-        "lr": schedules.learning_rate(
-            step,
-            total_steps=plan["steps"],
-            warmup_steps=plan["warmup_steps"],
-            start=plan["start_lr"],
-            peak=plan["lr"],
-            final=plan["final_lr"],
-        ),
-        "weight_decay": schedules.weight_decay(
-            step, total_steps=plan["steps"], start=plan["weight_decay"], final=plan["final_weight_decay"]
-        ),
-        "momentum": schedules.momentum(
-            step, total_steps=plan["steps"], start=plan["momentum"], final=plan["final_momentum"]
-        ),
-    }
+    rates = schedules.rates(step, plan)
     raw = raw.to(world.device)
     pixels = system.arrange(raw.views(system.kinds))
     loss = engine.step(pixels, raw.masks, rates)

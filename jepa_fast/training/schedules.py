@@ -7,6 +7,7 @@ and `weight_decay(0)` are therefore one step into their schedule, `momentum(0)` 
 """
 
 import math
+from typing import Any
 
 
 def learning_rate(
@@ -41,6 +42,25 @@ def momentum(step: int, *, total_steps: int, start: float = 0.996, final: float 
     """Linear from `start` to `final`: how much of itself the teacher keeps in the update of this step."""
     _check_step(step, total_steps)
     return start + step * (final - start) / total_steps
+
+
+def rates(step: int, plan: dict[str, Any]) -> dict[str, float]:
+    """All three at a step of a run; `plan` has the fields of a configuration, and its steps in all."""
+    total = plan["steps"]
+    return {
+        "lr": learning_rate(
+            step,
+            total_steps=total,
+            warmup_steps=plan["warmup_steps"],
+            start=plan["start_lr"],
+            peak=plan["lr"],
+            final=plan["final_lr"],
+        ),
+        "weight_decay": weight_decay(
+            step, total_steps=total, start=plan["weight_decay"], final=plan["final_weight_decay"]
+        ),
+        "momentum": momentum(step, total_steps=total, start=plan["momentum"], final=plan["final_momentum"]),
+    }
 
 
 def _check_step(step: int, total_steps: int) -> None:

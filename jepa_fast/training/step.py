@@ -60,6 +60,8 @@ class Step:
     optimizer: torch.optim.Optimizer
     max_norm: float | None = None
     """Gradients of each part are scaled down to this norm; may be changed between steps."""
+    leaves_out: bool = False
+    """Some trained parameters have no part in a loss, and no gradient; which ones may change from step to step."""
     group: ProcessGroup | None = None
     """Processes that hold one batch together and average their gradients, for losses that couple its samples."""
 

@@ -57,6 +57,8 @@ class VJEPAStep(Step):
         teacher = copy.deepcopy(model.encoder) if teacher is None else teacher
         parts: dict[str, nn.Module] = {"encoder": model.encoder, "predictor": model.predictor}
         super().__init__(model, parts, teacher=teacher, precision=precision, fused=fused, frozen=frozen)
+        # All mask tokens but the first, and the modality vectors of images (or of clips).
+        self.leaves_out = not model.config.token_per_set
 
     def _check(self, batch: Tensor, masks: Sequence[Masks | RaggedMasks]) -> None:
         config, encoder = self.model.config, self.model.encoder

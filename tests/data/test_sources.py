@@ -207,6 +207,36 @@ class TestTars:
         by_file = open_source(tmp_path / "clips.tar", short_side=24, frames=4, label="file")
         assert by_file.classes == ("wave/a.mp4", "nod/b.mp4")
 
+    def test_clips_forward_and_backward(self, tmp_path: Path, write_video: Write) -> None:
+        for place, number in (("train/a", 12), ("test/b", 5)):
+            (tmp_path / place).parent.mkdir()
+            write_video(tmp_path / f"{place}.mp4", number)
+        forward = open_source(tmp_path, short_side=24, frames=4)
+        assert forward.labels is None  # no folder under train and test
+        source = open_source(tmp_path, short_side=24, frames=4, label="arrow_of_time")
+        assert source.classes == ("forward", "backward")
+        assert source.labels is not None
+        assert source.splits is not None
+        assert source.groups is not None
+        assert source.labels.tolist() == [0, 1] * 4
+        assert source.splits.tolist() == [2, 2] + [0] * 6
+        assert source.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        for clip in range(4):
+            assert np.array_equal(source.read(2 * clip), forward.read(clip))
+            assert np.array_equal(source.read(2 * clip + 1), forward.read(clip)[::-1])
+        assert [source.name(i) for i in (4, 5)] == ["train/a.mp4 clip 1", "train/a.mp4 clip 1 backward"]
+
+    def test_labels_that_clips_and_pictures_do_not_have(self, tmp_path: Path, write_video: Write) -> None:
+        write_video(tmp_path / "1.mp4", 4)
+        with pytest.raises(
+            ValueError, match=r"label: expected file or arrow_of_time for the clips in .*, got x"
+        ):
+            open_source(tmp_path, short_side=24, frames=2, label="x")
+        with pytest.raises(
+            ValueError, match=r"label: expected none for the pictures in .*, got arrow_of_time"
+        ):
+            open_source(tmp_path, short_side=24, label="arrow_of_time")
+
     def test_what_is_damaged_is_skipped(self, tmp_path: Path) -> None:
         path = tar(tmp_path / "a.tar", {"a.png": encoded(0), "b.png": b"nothing", "c.png": encoded(2)})
         source = open_source(path, short_side=8)

@@ -391,5 +391,7 @@ def test_wrong_batches() -> None:
         lejepa.step([crops()[0], crops()[0]], None, **RATES)
     with pytest.raises(ValueError, match="masks: expected None, got MaskSets"):
         lejepa.step(crops(), masks(), **RATES)
-    with pytest.raises(ValueError, match="model: expected an I-JEPA, a V-JEPA or a LeJEPA, got Linear"):
+    with pytest.raises(
+        ValueError, match="model: expected an I-JEPA, a V-JEPA, a V-JEPA 2-AC or a LeJEPA, got"
+    ):
         make_step(nn.Linear(2, 2))

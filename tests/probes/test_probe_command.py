@@ -160,6 +160,51 @@ def test_splits_are_drawn_where_there_are_none(tmp_path: Path) -> None:
     assert split_indices(source, 1) != parts
 
 
+def test_a_group_is_never_split(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "a.npz", 30, label=np.arange(30) % 3), short_side=8)
+    source.groups = torch.arange(30) // 2
+    for splits in (None, torch.arange(30) // 2 % 3):
+        source.splits = splits
+        parts = split_indices(source, 0)
+        assert sorted(index for part in parts for index in part) == list(range(30))
+        assert len({frozenset(index // 2 for index in part) for part in parts}) == 3
+        assert sum(len({index // 2 for index in part}) for part in parts) == 15
+        if splits is not None:
+            assert [splits[part].unique().tolist() for part in parts] == [[0], [1], [2]]
+
+
+def test_clips_are_those_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every second frame, as trained; each clip forward and backward."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    (tmp_path / "clips").mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (24, 64, 64, 3), dtype=np.uint8)
+        with av.open(str(tmp_path / "clips" / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for picture in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+    options: dict[str, Any] = {
+        "dim": 48, "depth": 4, "num_heads": 2, "mlp_dim": 96, "predictor_depth": 1, "predictor_dim": 48,
+        "predictor_heads": 2,
+    }  # fmt: skip
+    train(
+        TrainConfig(
+            data=str(tmp_path / "clips"), model="vjepa2_vitl_256", model_options=options, image_size=64, frames=4,
+            frame_stride=2, device="cpu", batch_size=4, steps=1, output=tmp_path / "run",
+        )
+    )  # fmt: skip
+    arguments = [tmp_path / "run", "--data", tmp_path / "clips", "--methods", "knn", "--device", "cpu"]
+    assert call([*arguments, "--label", "arrow_of_time"]) == 0
+    # 4 videos of 24 frames: 3 clips of 4 in every second frame, twice; 80 and 10 % of 12 clips.
+    assert (
+        "teacher after 1 steps; 2 classes; samples: 20 train, 2 val, 2 test (drawn" in capsys.readouterr().out
+    )
+    assert call([*arguments, "--label", "file"]) == 0
+    assert "4 classes; samples: 10 train, 1 val, 1 test" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,27 @@ def config(pictures: Path, tmp_path: Path) -> MakeConfig:
         return TrainConfig(**(small | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three videos of 16 frames."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        with av.open(str(folder / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 96, 80, "yuv420p"
+            for place in range(16):
+                pixels = np.kron(
+                    rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)
+                )
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = place, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return folder
 
 
 class NotingStep:

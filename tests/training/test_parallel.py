@@ -19,6 +19,13 @@ from jepa_fast.training.loop import train
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 
 SMALL = {"depth": 2, "predictor_depth": 1, "predictor_dim": 96}
+VIDEO: dict[str, Any] = {
+    "data": "clips", "image_size": 64, "frames": 4,
+    "model_options": {
+        "dim": 48, "depth": 4, "num_heads": 2, "mlp_dim": 96, "predictor_depth": 1, "predictor_dim": 48,
+        "predictor_heads": 2,
+    },
+}  # fmt: skip
 SECONDS = 120
 RUNS: dict[str, dict[str, Any]] = {
     "ddp": {},
@@ -26,18 +33,25 @@ RUNS: dict[str, dict[str, Any]] = {
     "fsdp": {"parallel": "fsdp", "checkpoint_every": 2},
     "fsdp_parts": {"parallel": "fsdp", "accumulate": 2},
     "fsdp_bfloat16": {"parallel": "fsdp", "precision": "bfloat16"},
+    "vjepa": {**VIDEO, "model": "vjepa_vitl_224"},
+    "vjepa2": {**VIDEO, "model": "vjepa2_vitl_256"},
+    "vjepa2_parts": {**VIDEO, "model": "vjepa2_vitl_256", "accumulate": 2},
+    "vjepa21": {**VIDEO, "model": "vjepa21_vitg_256"},
+    "vjepa21_fsdp": {**VIDEO, "model": "vjepa21_vitg_256", "parallel": "fsdp"},
 }
 
 
-def config(pictures: str, **changes: Any) -> TrainConfig:
+def config(folders: dict[str, str], **changes: Any) -> TrainConfig:
+    """folders: of pictures and of clips."""
     options: dict[str, Any] = {
-        "data": pictures, "model": "ijepa_vitt8_128", "model_options": SMALL, "image_size": 80, "batch_size": 4,
+        "data": "pictures", "model": "ijepa_vitt8_128", "model_options": SMALL, "image_size": 80, "batch_size": 4,
         "steps": 4, "device": "cpu", "output": None, "lr": 3e-3, "start_lr": 1e-3, "momentum": 0.9,
     }  # fmt: skip
-    return TrainConfig(**(options | changes))
+    options |= changes
+    return TrainConfig(**(options | {"data": folders[options["data"]]}))
 
 
-def work(rank: int, pictures: str, folder: str, port: str) -> None:
+def work(rank: int, data: dict[str, str], folder: str, port: str) -> None:
     os.environ |= {  # as torchrun does
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo",
@@ -46,10 +60,10 @@ def work(rank: int, pictures: str, folder: str, port: str) -> None:
     losses = {}
     for name, changes in RUNS.items():
         output = Path(folder, name)
-        losses[name] = train(config(pictures, **changes, output=output)).losses
+        losses[name] = train(config(data, **changes, output=output)).losses
     resume = str(Path(folder, "fsdp", "step_00000002.safetensors"))
     losses["fsdp_resumed"] = train(
-        config(pictures, parallel="fsdp", resume=resume, output=Path(folder, "resumed"))
+        config(data, parallel="fsdp", resume=resume, output=Path(folder, "resumed"))
     ).losses
     if rank == 0:
         Path(folder, "losses.json").write_text(json.dumps(losses))
@@ -58,8 +72,8 @@ def work(rank: int, pictures: str, folder: str, port: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The pictures, and what two processes made of them."""
+def together(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> tuple[dict[str, str], Path]:
+    """The data, and what two processes made of it."""
     import numpy as np
     from PIL import Image
 
@@ -71,7 +85,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    arguments = (str(pictures), str(folder), port)
+    data = {"pictures": str(pictures), "clips": str(clips)}
+    arguments = (data, str(folder), port)
     processes = mp.start_processes(work, arguments, 2, join=False, start_method="spawn")
     deadline = time.monotonic() + SECONDS
     try:
@@ -80,25 +95,24 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     finally:
         for process in processes.processes:
             process.kill()
-    return pictures, folder
+    return data, folder
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_are_one(together: tuple[Path, Path], name: str) -> None:
-    pictures, folder = together
+def test_two_processes_are_one(together: tuple[dict[str, str], Path], name: str) -> None:
+    data, folder = together
     losses = json.loads((folder / "losses.json").read_text())[name]
-    precision = RUNS[name].get("precision", "float32")
-    alone = train(config(str(pictures), precision=precision))
+    alone = train(config(data, **RUNS[name] | {"parallel": "ddp", "accumulate": 1}))
     # The sums over a batch are taken in another order, and AdamW's first steps turn roundings of small gradients into
     # steps of their own size; in bfloat16 a rounding is 2**-9.
-    tolerance = 2e-2 if precision == "bfloat16" else 2e-4
+    tolerance = 2e-2 if RUNS[name].get("precision") == "bfloat16" else 2e-4
     assert losses == pytest.approx(alone.losses, rel=tolerance)
     assert alone.losses[0] != pytest.approx(alone.losses[3], rel=10 * tolerance)
 
 
-def test_shards_make_a_checkpoint_of_whole_tensors(together: tuple[Path, Path]) -> None:
-    pictures, folder = together
-    alone = train(config(str(pictures))).step.state_dict()
+def test_shards_make_a_checkpoint_of_whole_tensors(together: tuple[dict[str, str], Path]) -> None:
+    data, folder = together
+    alone = train(config(data)).step.state_dict()
     saved = load_checkpoint(latest_checkpoint(folder / "fsdp"))["training"]
     for part in ("encoder", "predictor", "teacher"):
         assert list(saved[part]) == list(alone[part])
@@ -109,17 +123,17 @@ def test_shards_make_a_checkpoint_of_whole_tensors(together: tuple[Path, Path]) 
         torch.testing.assert_close(moment, state["exp_avg"], rtol=1e-2, atol=1e-6)
 
 
-def test_a_sharded_run_goes_on_from_its_checkpoint(together: tuple[Path, Path]) -> None:
-    pictures, folder = together
+def test_a_sharded_run_goes_on_from_its_checkpoint(together: tuple[dict[str, str], Path]) -> None:
+    data, folder = together
     losses = json.loads((folder / "losses.json").read_text())
     assert losses["fsdp_resumed"] == losses["fsdp"][2:]
     # One process continues what two began.
     resume = str(folder / "fsdp" / "step_00000002.safetensors")
-    alone = train(config(str(pictures), resume=resume))
+    alone = train(config(data, resume=resume))
     assert alone.losses == pytest.approx(losses["fsdp"][2:], rel=2e-4)
 
 
-def test_one_process_writes(together: tuple[Path, Path]) -> None:
+def test_one_process_writes(together: tuple[dict[str, str], Path]) -> None:
     _, folder = together
     rows = (folder / "ddp" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4]

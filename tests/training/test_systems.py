@@ -1,15 +1,16 @@
 """Every system trains from the same loop: its views, masks and batches, resumed bit for bit."""
 
 import json
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo import lookup_backend
 
 from jepa_fast.masks import MaskSets, RaggedMasks
+from jepa_fast.training import engine
 from jepa_fast.training.checkpoint import checkpoint_path
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.loop import train
@@ -46,26 +47,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    av = pytest.importorskip("av", reason="PyAV is not installed")
-    folder = tmp_path_factory.mktemp("clips")
-    for number in range(3):
-        rng = np.random.default_rng(number)
-        with av.open(str(folder / f"{number}.mp4"), "w") as container:
-            stream = container.add_stream("mpeg4", rate=25)
-            stream.width, stream.height, stream.pix_fmt = 96, 80, "yuv420p"
-            for place in range(16):
-                pixels = np.kron(
-                    rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8)
-                )
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = place, Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-    return folder
-
-
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_it_trains_and_goes_on_bit_for_bit(name: str, clips: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
@@ -81,6 +62,32 @@ def test_it_trains_and_goes_on_bit_for_bit(name: str, clips: Path, tmp_path: Pat
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert row["tokens_per_s"] > 0
     assert row["flop_per_s"] > 0
+
+
+@pytest.mark.parametrize("name", ["lejepa", "vjepa", "vjepa2", "vjepa21"])
+def test_compiled_networks_give_the_same_losses(
+    name: str, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        """Traces forward and backward, which our ops take part in; what a compiler makes of them is its own."""
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(engine, "COMPILER", backend)
+    options: dict[str, Any] = {
+        "data": str(clips), "device": "cpu", "batch_size": 4, "steps": 3, "output": None, "lr": 3e-3,
+        "start_lr": 1e-3, "momentum": 0.9, **SYSTEMS[name],
+    }  # fmt: skip
+    if name != "vjepa21":  # which takes levels out of four blocks
+        options["model_options"] = options["model_options"] | {"depth": 1}
+    plain = train(TrainConfig(**options)).losses
+    torch.compiler.reset()  # or the graphs of other tests count against the limit, past which nothing is compiled
+    compiled = train(TrainConfig(**options, compile=True)).losses
+    assert compiled == pytest.approx(plain, rel=2e-4)
+    assert plain[0] != pytest.approx(plain[2], rel=2e-3)
+    assert len(graphs) >= (2 if name == "lejepa" else 3)  # each crop size, or teacher, encoder and predictor
 
 
 @pytest.mark.parametrize("name", ["vjepa2", "vjepa2_ragged", "ijepa_ragged"])
