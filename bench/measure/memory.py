@@ -29,19 +29,22 @@ def saved_for_backward(call: Callable[[], object], device: torch.device | str = 
 
     Storages are counted, each once: what a view keeps alive is all of it. Parameters and inputs were there before.
     """
-    before = {
-        tensor.untyped_storage().data_ptr()
-        for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor) and _has_storage(tensor)
-    }
-    ledger = _Ledger(before)
+    tensors = (found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
+    ledger = _Ledger({_storage(tensor)[0] for tensor in tensors})
     with torch.autograd.graph.saved_tensors_hooks(ledger.pack, _Kept.unpack):
         call()
     return ledger.peak
 
 
-def _has_storage(tensor: torch.Tensor) -> bool:
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+    """Address and bytes; (0, 0) of what has none of its own."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return 0, 0
+    storage = tensor.untyped_storage()
+    try:
+        return storage.data_ptr(), storage.nbytes()
+    except RuntimeError:  # torch.compile leaves functional tensors behind, which have no memory
+        return 0, 0
 
 
 class _Ledger:
@@ -53,10 +56,8 @@ class _Ledger:
         self.users: Counter[int] = Counter()
 
     def pack(self, tensor: torch.Tensor) -> "_Kept":
-        key = size = 0
-        if _has_storage(tensor) and tensor.untyped_storage().data_ptr() not in self.before:
-            key, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
-        return _Kept(self, tensor, key, size)
+        key, size = _storage(tensor)
+        return _Kept(self, tensor, *((0, 0) if key in self.before else (key, size)))
 
     def add(self, key: int, size: int, count: int) -> None:
         was = self.users[key]

@@ -142,6 +142,12 @@ class TestSavedForBackward:
 
         assert saved_for_backward(one_after_the_other) == 4000
 
+    def test_tensors_without_memory_are_passed_over(self) -> None:
+        left_behind = torch._to_functional_tensor(torch.ones(3))
+        x = torch.randn(1000, requires_grad=True)
+        assert saved_for_backward(lambda: x.exp().sum().backward()) == 4000
+        del left_behind
+
     def test_without_gradients_nothing_is_kept(self) -> None:
         assert saved_for_backward(lambda: X.exp()) == 0
 
