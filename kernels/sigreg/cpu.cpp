@@ -21,20 +21,46 @@ constexpr int64_t kReach = 2;
 constexpr int64_t kGroup = 2 * kReach + 1;
 constexpr int64_t kPerGroup = 2 * kGroup;  // vectors: sums of a group, or coefficients
 constexpr int64_t kRows = 32;              // whose powers stay in the first-level cache
+constexpr int64_t kAhead = 16;             // rows to fetch early: each may be on a page of its own
+
+// use(row, rotation) for each of the rows; once more for all of them if one is too far for the short way.
+template <typename Use>
+JEPA_FAST_INLINE void each_rotation(const float* projection, int64_t row_stride, int64_t rows, int64_t lanes,
+                                    const Factor& quarters, const Use& use) {
+  f32x16 largest = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* place = projection + row * row_stride;
+    __builtin_prefetch(place + kAhead * row_stride);
+    const f32x16 value = load(place, lanes), size = absolute(value);
+    use(row, short_rotation(value, quarters));
+    largest = size > largest ? size : largest;
+  }
+  const float limit = kFewQuarters / quarters.high;
+  bool far = false;
+  for (int64_t lane = 0; lane < kLanes; ++lane) far |= largest[lane] > limit;
+  if (!far) return;
+  for (int64_t row = 0; row < rows; ++row)
+    use(row, rotation(load(projection + row * row_stride, lanes), quarters));
+}
 
 // What one rotation gives for all groups.
 struct Powers {
   Rotation one, two, three, five;
 };
 
-JEPA_FAST_INLINE Powers powers_of(f32x16 projection, const Factor& quarters) {
-  const Rotation one = rotation(projection, quarters);
+// Into `p` field by field: a structure of vectors that is returned is stored twice.
+JEPA_FAST_INLINE void powers_of(const Rotation& one, Powers& p) {
   // By the addition theorems in terms of the sine, whose rounding error is smaller than the cosine's in small phases:
   // half as many operations as by products, and less to be amplified by further powers.
   const f32x16 twice = one.sine + one.sine;
   const Rotation two = {1.0f - twice * one.sine, twice * one.cosine};
-  const Rotation three = {one.cosine * (2.0f * two.cosine - 1.0f), one.sine * (2.0f * two.cosine + 1.0f)};
-  return {one, two, three, two * three};
+  const f32x16 doubled = two.cosine + two.cosine;
+  const Rotation three = {one.cosine * (doubled - 1.0f), one.sine * (doubled + 1.0f)};
+  const Rotation five = two * three;
+  p.one.cosine = one.cosine, p.one.sine = one.sine;
+  p.two.cosine = two.cosine, p.two.sine = two.sine;
+  p.three.cosine = three.cosine, p.three.sine = three.sine;
+  p.five.cosine = five.cosine, p.five.sine = five.sine;
 }
 
 struct Shape {
@@ -67,14 +93,16 @@ JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int6
   Rotation centre[kRows];
   for (int64_t start = 0; start < rows; start += kRows) {
     const int64_t count = std::min(kRows, rows - start);
-    for (int64_t row = 0; row < count; ++row)
-      powers[row] = powers_of(load(projection + (start + row) * row_stride, lanes), quarters);
+    each_rotation(projection + start * row_stride, row_stride, count, lanes, quarters,
+                  [&](int64_t row, const Rotation& one)
+                      __attribute__((always_inline)) { powers_of(one, powers[row]); });
     for (int64_t group = 0; group < groups; ++group) {
       f32x16 local[kPerGroup] = {};  // summed apart: products of size 1/2 may cancel in the end
       for (int64_t row = 0; row < count; ++row) {
         const Powers& p = powers[row];
-        centre[row] = group ? centre[row] * p.five : p.three;
-        accumulate(local, centre[row], p.one, p.two);
+        const Rotation z = group ? centre[row] * p.five : p.three;
+        centre[row].cosine = z.cosine, centre[row].sine = z.sine;
+        accumulate(local, z, p.one, p.two);
       }
       for (int64_t i = 0; i < kPerGroup; ++i) {
         float* place = &sums[(group * kPerGroup + i) * kLanes];
@@ -142,26 +170,34 @@ JEPA_FAST_CLONES void slope_rows(float* projection, int64_t row_stride, int64_t 
   const f32x16 tail_by_cosine = shape.tail() ? take(imaginary, shape.multiples) : f32x16{};
   const f32x16 tail_by_sine = shape.tail() ? -take(real, shape.multiples) : f32x16{};
 
-  for (int64_t row = 0; row < rows; ++row) {
-    float* place = projection + row * row_stride;
-    const Powers p = powers_of(load(place, lanes), quarters);
-    Rotation centre = p.three;
-    f32x16 slope = {};
-    for (int64_t group = 0; group < groups; ++group) {
-      const float* its_factors = &factors[group * kPerGroup * kLanes];
-      const auto f = [&](int64_t i) __attribute__((always_inline)) { return load(its_factors + i * kLanes); };
-      if (group) centre = centre * p.five;
-      f32x16 by_cosine = f(0) + f(2) * p.one.cosine - f(5) * p.one.sine;
-      f32x16 by_sine = f(1) + f(3) * p.one.sine - f(4) * p.one.cosine;
-      by_cosine = by_cosine + f(6) * p.two.cosine - f(9) * p.two.sine;
-      by_sine = by_sine + f(7) * p.two.sine - f(8) * p.two.cosine;
-      slope += centre.cosine * by_cosine + centre.sine * by_sine;
+  // Rotations of many rows first: with the rest they are one long chain of dependent operations.
+  Rotation ones[kRows];
+  for (int64_t start = 0; start < rows; start += kRows) {
+    const int64_t count = std::min(kRows, rows - start);
+    float* first = projection + start * row_stride;
+    each_rotation(first, row_stride, count, lanes, quarters, [&](int64_t row, const Rotation& one)
+                  __attribute__((always_inline)) { ones[row].cosine = one.cosine, ones[row].sine = one.sine; });
+    for (int64_t row = 0; row < count; ++row) {
+      Powers p;
+      powers_of(ones[row], p);
+      Rotation centre = p.three;
+      f32x16 slope = {};
+      for (int64_t group = 0; group < groups; ++group) {
+        const float* its_factors = &factors[group * kPerGroup * kLanes];
+        const auto f = [&](int64_t i) __attribute__((always_inline)) { return load(its_factors + i * kLanes); };
+        if (group) centre = centre * p.five;
+        f32x16 by_cosine = f(0) + f(2) * p.one.cosine - f(5) * p.one.sine;
+        f32x16 by_sine = f(1) + f(3) * p.one.sine - f(4) * p.one.cosine;
+        by_cosine = by_cosine + f(6) * p.two.cosine - f(9) * p.two.sine;
+        by_sine = by_sine + f(7) * p.two.sine - f(8) * p.two.cosine;
+        slope += centre.cosine * by_cosine + centre.sine * by_sine;
+      }
+      if (shape.tail()) {
+        const Rotation z = groups ? centre * p.three : p.one;
+        slope += tail_by_cosine * z.cosine + tail_by_sine * z.sine;
+      }
+      store(first + row * row_stride, slope, lanes);
     }
-    if (shape.tail()) {
-      const Rotation z = groups ? centre * p.three : p.one;
-      slope += tail_by_cosine * z.cosine + tail_by_sine * z.sine;
-    }
-    store(place, slope, lanes);
   }
 }
 

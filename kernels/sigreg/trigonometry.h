@@ -53,15 +53,28 @@ JEPA_FAST_INLINE Rotation rotation(f32x16 remainder, i32x16 quarters) {
       (((9.04228543933e-4f * square - 2.08603984157e-2f) * square + 0.253669262315f) * square - 1.23370054428f) *
           square + 1.0f;
   const i32x16 odd = (quadrant & 1u) != 0u;
-  const u32x16 cosine_sign = ((quadrant + 1u) & 2u) << 30, sine_sign = (quadrant & 2u) << 30;
+  const u32x16 cosine_sign = ((quadrant + 1u) << 30) & 0x80000000u;
+  const u32x16 sine_sign = (quadrant << 30) & 0x80000000u;
   return {as_float(as_bits(select(odd, sine, cosine)) ^ cosine_sign),
           as_float(as_bits(select(odd, cosine, sine)) ^ sine_sign)};
 }
 
-// exp(i pi / 2 value * quarters); NaN where value is not finite.
+// exp(i pi / 2 value * quarters) where that is at most kFewQuarters quarters in size; NaN where value is NaN.
+// In the sum with 1.5 2^23 the last place is 1: adding rounds to an integer, which is then in the last bits.
+constexpr float kFewQuarters = 0x1p21f;
+
+JEPA_FAST_INLINE Rotation short_rotation(f32x16 value, const Factor& quarters) {
+  const f32x16 shifted = value * quarters.rounded + 0x1.8p23f;
+  const f32x16 whole = shifted - 0x1.8p23f;
+  f32x16 remainder = value * quarters.high - whole;  // fused: the product is never rounded
+  remainder = value * quarters.low + remainder;
+  return rotation(remainder, reinterpret_cast<i32x16>(shifted));
+}
+
+// The same for values of any size; NaN where value is not finite.
 JEPA_FAST_INLINE Rotation rotation(f32x16 value, const Factor& quarters) {
   const Rounded whole = nearest(value * quarters.rounded);
-  f32x16 remainder = value * quarters.high - whole.value;  // fused: the product is never rounded
+  f32x16 remainder = value * quarters.high - whole.value;
   remainder = value * quarters.low + remainder;
   const Rounded more = nearest(remainder);  // 0 but for values so large that `low` counts quarters
   return rotation(remainder - more.value, whole.integer + more.integer);

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_fast.kernels.runtime import native
+from jepa_fast.kernels.runtime import native as library
+from jepa_fast.kernels.sigreg import native
+from jepa_fast.kernels.sigreg.quadrature import quadrature
+from jepa_fast.kernels.sigreg.settings import Settings
 
 TURNS = (3.0 / 16) / (2.0 * math.pi)  # of the default quadrature, per unit
 BOUND = 1.2e-7  # two units in the last place of 1
@@ -19,7 +22,7 @@ fused = pytest.mark.skipif(
 
 def rotations(values: Tensor, turns: float) -> Tensor:
     cosine, sine = torch.empty_like(values), torch.empty_like(values)
-    native.function("sigreg_rotation")(values, cosine, sine, turns)
+    library.function("sigreg_rotation")(values, cosine, sine, turns)
     return torch.stack([cosine, sine]).double()
 
 
@@ -73,3 +76,24 @@ def test_huge_and_not_finite() -> None:
         )
     broken = torch.tensor([math.nan, math.inf, -math.inf])
     assert rotations(broken, TURNS).isnan().all()
+
+
+@fused
+@pytest.mark.native
+@pytest.mark.parametrize("rows", [1, 31, 100])
+def test_a_far_row_among_near_ones(rows: int) -> None:
+    # One row beyond the reach of the short reduction sends the rows with it the longer way.
+    kernels, rule = native._Kernels(), quadrature(Settings("lejepa", 16, 17, 3.0, 1, False), rows)
+    projections = torch.randn(1, rows, 16, generator=torch.Generator().manual_seed(0))
+    projections[0, rows // 2, ::3] = -3e8
+    multiples = torch.arange(1, rule.multiples + 1, dtype=torch.float64)
+    phases = projections[0].double() * (2.0 * math.pi * rule.turns) * multiples[:, None, None]
+    waves = torch.stack([phases.cos(), phases.sin()])
+    sums = kernels.sums(projections, rule).double().sum(0)[:, 0]
+    torch.testing.assert_close(sums, waves.sum(2), rtol=0, atol=1e-5 * rows)
+    differences = torch.randn(2, 1, rule.multiples, 16, generator=torch.Generator().manual_seed(1))
+    slopes = kernels.slopes(projections.clone(), differences, rule)
+    weighted = differences[1].double() * waves[0].transpose(0, 1) - differences[0].double() * waves[
+        1
+    ].transpose(0, 1)
+    torch.testing.assert_close(slopes[0].double(), weighted.sum(1), rtol=0, atol=1e-4)
