@@ -5,7 +5,7 @@ Both work on X = (Z - mean) * scale, in the notation of README.md:
     Gram form, N < D     |X'Y|^2 = <XX', YY'>, and (X'Y)Y' is X'(YY'): N^2 D operations, nothing D x D
     tiled form, N >= D   panels of X'Y, whose diagonal is skipped: N D^2 operations, only the upper part if Y is X
 
-Matrix products are torch's. `passes` are the elementwise passes of an implementation.
+`passes` are an implementation's elementwise passes, and those products that it may have better than torch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +18,7 @@ from torch import Tensor
 from .settings import Group, Views
 
 _BLOCK = 128  # of the rows of a symmetric product: what lies above its diagonal blocks is not formed
+_TERMS = 1024  # of a sum of such a product that are taken at a time
 _TILE = 1024  # columns or rows of an operand that are centred at a time, where no buffer has room for all
 _PANEL = 1024  # rows of X'Y that are held at a time
 _SCRATCH = 1 << 21  # values of a centred tile, 8 MB
@@ -26,7 +27,7 @@ _NARROWEST = 256  # columns or rows of such a product
 
 
 class Passes(Protocol):
-    """The elementwise passes of an implementation."""
+    """The elementwise passes of an implementation, and the products that take most of the time."""
 
     def moments(self, views: Views) -> Tensor: ...
 
@@ -46,6 +47,12 @@ class Passes(Protocol):
     def dot(self, a: Tensor, b: Tensor) -> Tensor: ...
 
     def row_squares(self, x: Tensor) -> Tensor: ...
+
+    def add_square(self, x: Tensor, out: Tensor) -> None:
+        """out += XX'. out: float32 [N, N], symmetric."""
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        """out = a b."""
 
 
 class Gram(NamedTuple):
@@ -121,12 +128,8 @@ def gram_matrix(passes: Passes, x: Operand, mine: slice | None, held: Tensor | N
         diagonal += passes.row_squares(values[own])
         if mine is not None:
             out.addmm_(values[mine], values.T)
-            continue
-        for block in range(0, rows, _BLOCK):
-            stop = min(block + _BLOCK, rows)
-            out[block:stop, :stop].addmm_(values[block:stop], values[:stop].T)
-    if mine is None:
-        _mirror(out)
+        else:
+            passes.add_square(values, out)
     out[:, own].fill_diagonal_(0.0)
     return Gram(out, diagonal)
 
@@ -136,11 +139,17 @@ def gram_dot(passes: Passes, a: Gram, b: Gram) -> Tensor:
     return passes.dot(a.beside, b.beside) + (a.diagonal * b.diagonal).sum()
 
 
-def _mirror(matrix: Tensor) -> None:
-    """Copy the blocks below the diagonal above it."""
-    for start in range(0, matrix.shape[0], _BLOCK):
-        stop = start + _BLOCK
-        matrix[start:stop, stop : matrix.shape[0]] = matrix[stop:, start:stop].T
+def add_square(x: Tensor, out: Tensor) -> None:
+    """`Passes.add_square` by torch, which has no symmetric product."""
+    rows, features = x.shape
+    for term in range(0, features, _TERMS):
+        terms = x[:, term : term + _TERMS]
+        for block in range(0, rows, _BLOCK):
+            stop = min(block + _BLOCK, rows)
+            out[block:stop, :stop].addmm_(terms[block:stop], terms[:stop].T)
+    for block in range(0, rows, _BLOCK):
+        stop = block + _BLOCK
+        out[block:stop, stop:] = out[stop:, block:stop].T
 
 
 def gram_products(
@@ -161,7 +170,7 @@ def gram_products(
         columns, wide = slice(start, start + part.z.shape[1]), part.z.shape[1]
         values = part.write(passes, tile[:, :wide]) if held is None else held[:, columns]
         product = room[: count * wide].view(count, wide)
-        torch.mm(gram.beside, values, out=product)
+        passes.multiply(gram.beside, values, product)
         yield Part(slice(0, count), columns, Product(product, diagonal))
 
 
@@ -225,14 +234,15 @@ class _RowTiles:
         self._kept = self._height >= self._rows
 
 
-def _row_products(x: Tensor, matrix: Tensor) -> Products:
+def _row_products(passes: Passes, x: Tensor, matrix: Tensor) -> Products:
     """X times a matrix [D, D]; the rows of X are free once their product is there."""
     rows, features = x.shape
     height = min(rows, max(_NARROWEST, _PRODUCT // features))
     room = x.new_empty((height, features))
     for start in range(0, rows, height or 1):
         run = slice(start, min(start + height, rows))
-        product = torch.mm(x[run], matrix, out=room[: run.stop - start])
+        product = room[: run.stop - start]
+        passes.multiply(x[run], matrix, product)
         yield Part(run, slice(0, features), Product(product, None))
 
 
@@ -278,7 +288,7 @@ def tiled_square(
         if room is None:
             continue
         if hold:
-            return total, _row_products(room, panel)
+            return total, _row_products(passes, room, panel)
         for run, (values,) in tiles:
             room[run, first:].addmm_(values[:, first:last], panel, beta=1.0 if first else 0.0)
             if rest.shape[1]:
@@ -321,7 +331,7 @@ def tiled_pair(
             matrix.mul_(factor)
             square.diagonal().copy_(on_diagonal[first:last])
         if hold:
-            return squares, [_row_products(rooms[1], turned), _row_products(rooms[0], panel)]
+            return squares, [_row_products(passes, rooms[1], turned), _row_products(passes, rooms[0], panel)]
         for run, (left, right) in tiles:
             torch.mm(right, turned, out=rooms[0][run, first:last])
             rooms[1][run].addmm_(left[:, first:last], panel, beta=1.0 if first else 0.0)

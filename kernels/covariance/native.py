@@ -1,10 +1,12 @@
-"""The covariance losses on the CPU: elementwise passes in C++ (cpu.cpp), matrix products by torch."""
+"""The covariance losses on the CPU: elementwise passes in C++ (cpu.cpp), matrix products there or by torch."""
+
+import functools
 
 import torch
 from torch import Tensor
 
 from ..runtime import native
-from . import algorithm
+from . import algorithm, forms
 from .forms import Operand, Product
 from .settings import Group, Result, Settings, Views
 
@@ -23,8 +25,14 @@ def loss_and_gradients(views: Views, settings: Settings, gradients: bool, group:
     return algorithm.loss_and_gradients(_Passes(), views, settings, gradients, group)
 
 
+@functools.cache
+def _has_products() -> bool:
+    """Whether the CPU has the registers that cpu_products.cpp is written for."""
+    return bool(native.function("covariance_has_products")())
+
+
 class _Passes:
-    """The elementwise passes that the algorithm asks for."""
+    """The elementwise passes and the products that the algorithm asks for."""
 
     def moments(self, views: Views) -> Tensor:
         a, b = views[0], views[1] if len(views) == 2 else None
@@ -57,3 +65,15 @@ class _Passes:
         out = torch.empty(x.shape[0], dtype=torch.float64)
         native.function("covariance_row_squares")(x, out, torch.get_num_threads())
         return out
+
+    def add_square(self, x: Tensor, out: Tensor) -> None:
+        if _has_products():
+            native.function("covariance_add_square")(x, out, torch.get_num_threads())
+        else:
+            forms.add_square(x, out)
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        if _has_products():
+            native.function("covariance_product")(a, b, out, torch.get_num_threads())
+        else:
+            torch.mm(a, b, out=out)

@@ -320,7 +320,7 @@ class _Launches:
 
 
 class _Passes:
-    """The elementwise passes that the algorithm asks for under a group."""
+    """The elementwise passes, and the library's products, that the algorithm asks for under a group."""
 
     def moments(self, views: Views) -> Tensor:
         rows, features = views[0].shape
@@ -390,3 +390,9 @@ class _Passes:
 
     def row_squares(self, x: Tensor) -> Tensor:
         return x.square().sum(dim=1, dtype=torch.float64)
+
+    def add_square(self, x: Tensor, out: Tensor) -> None:
+        out.addmm_(x, x.T)
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
+        torch.mm(a, b, out=out)

@@ -76,13 +76,21 @@ JEPA_FAST_INLINE u16x16 narrow(f32x16 value, bfloat16) {
   return __builtin_convertvector(rounded_to_bfloat16(value) >> 16, u16x16);
 }
 
+inline bool cpu_has_avx512() {
+#if defined(__x86_64__) && defined(__gnu_linux__)
+  return __builtin_cpu_supports("x86-64-v4");
+#else
+  return false;
+#endif
+}
+
 // ---- AVX-512 BF16 ---------------------------------------------------------------------------------------------
 // In assembly, as its intrinsics need a target that functions inlined into clones do not have: call these from functions
 // marked JEPA_FAST_BFLOAT16 alone. Unlike narrow() they round what is below 2^-126 to zero.
 
 inline bool cpu_has_bfloat16() {
 #ifdef JEPA_FAST_AVX512_BF16
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("x86-64-v4");
+  return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

@@ -89,12 +89,15 @@ JEPA_FAST_INLINE void multiply_columns(int64_t rows, Left a, const float* b, int
   for (; r + kBlockRows <= rows; r += kBlockRows)
     multiply_block<Words, kBlockRows, VECTORS>({a.data + r * a.row, a.row, a.depth}, b, b_stride, c + r * c_stride,
                                                c_stride, depth, add);
-  for (; r < rows; r += 2)
+  for (; r + 2 <= rows; r += 2)
     multiply_block<Words, 2, VECTORS>({a.data + r * a.row, a.row, a.depth}, b, b_stride, c + r * c_stride, c_stride,
+                                      depth, add);
+  if (r < rows)
+    multiply_block<Words, 1, VECTORS>({a.data + r * a.row, a.row, a.depth}, b, b_stride, c + r * c_stride, c_stride,
                                       depth, add);
 }
 
-// C[rows][columns] = A B or C + A B; rows even, columns a multiple of 16.
+// C[rows][columns] = A B or C + A B; columns a multiple of 16.
 template <typename Words>
 JEPA_FAST_INLINE void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b, int64_t b_stride,
                                float* c, int64_t c_stride, bool add) {
@@ -142,22 +145,6 @@ JEPA_FAST_INLINE void transpose(const float* source, int64_t source_stride, int6
   for (int64_t i = 0; i < rows; i += kLanes)
     for (int64_t j = 0; j < columns; j += kLanes)
       transpose_block(source + i * source_stride + j, source_stride, target + j * target_stride + i, target_stride);
-}
-
-// 2^x for x <= 0 or a little above: 2^n p(f) with f in [-1/2, 1/2] and p of degree 6, of least relative error (2e-9).
-// Below -126 it is 0; what is not a number stays so.
-JEPA_FAST_INLINE f32x16 exp2_of(f32x16 x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the last places
-  const f32x16 shifted = x + kRound;
-  const f32x16 f = x - (shifted - kRound);
-  f32x16 p = f * 1.535333722e-4f + 1.339887454e-3f;
-  p = p * f + 9.618437458e-3f;
-  p = p * f + 5.550332471e-2f;
-  p = p * f + 2.402264791e-1f;
-  p = p * f + 6.931472029e-1f;
-  p = p * f + 1.0f;
-  const f32x16 result = as_float(as_bits(p) + (as_bits(shifted) << 23));
-  return select(x < -126.0f, f32x16{}, select(x != x, x, result));
 }
 
 }  // namespace jepa_fast
