@@ -27,6 +27,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     memory_gib: float
     gpu: str | None
     gpu_driver: str | None
+    gpu_memory_gib: float | None = None  # what older records lack
     system: str
     python: str
     torch: str
@@ -56,6 +57,9 @@ def fingerprint() -> Machine:
         memory_gib=round(_memory_bytes() / 2**30, 1),
         gpu=torch.cuda.get_device_name() if has_gpu else None,
         gpu_driver=_gpu_driver() if has_gpu else None,
+        gpu_memory_gib=round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+        if has_gpu
+        else None,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         torch=str(torch.__version__),

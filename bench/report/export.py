@@ -134,16 +134,18 @@ def test_infra_v3(record: Record) -> list[dict[str, Any]]:
                 "type": machine.gpu or machine.cpu,
                 "cpu_info": machine.cpu,
                 "cpu_count": machine.cores,
+                "mem_info": "",
                 "avail_mem_in_gb": int(machine.memory_gib),
                 "gpu_info": machine.gpu or "",
                 "gpu_count": 1 if machine.gpu else 0,
-                "gpu_mem_in_gb": 0,
+                "gpu_mem_info": "",
+                "avail_gpu_mem_in_gb": int(machine.gpu_memory_gib or 0),
                 "extra_info": {"driver": machine.gpu_driver or "", "python": machine.python},
             }
         ],
         "dependencies": {
             name: {
-                "repo_name": repository,
+                "repo": repository,
                 "branch": "",
                 "sha": "",
                 "version": version or "",
@@ -157,13 +159,14 @@ def test_infra_v3(record: Record) -> list[dict[str, Any]]:
     }
     entries = []
     for row, who, times in _series(record):
-        metrics = [("latency", [1e3 * t for t in (times.median, times.p10, times.p90)], "ms")]
+        spread = {"p10": f"{1e3 * times.p10:.6g}", "p90": f"{1e3 * times.p90:.6g}"}
+        metrics = [("latency", 1e3 * times.median, {"unit": "ms", **spread})]
         if who == _ours(row):
-            metrics += [("speedup", [row.ratio], "times")] if row.ratio is not None else []
-            metrics += (
-                [("peak_memory", [row.peak_bytes / 2**20], "MiB")] if row.peak_bytes is not None else []
-            )
-        for metric, values, unit in metrics:
+            if row.ratio is not None:
+                metrics.append(("speedup", row.ratio, {"unit": "times", "verdict": row.verdict or ""}))
+            if row.peak_bytes is not None:
+                metrics.append(("peak_memory", row.peak_bytes / 2**20, {"unit": "MiB"}))
+        for metric, value, words in metrics:
             entries.append(
                 {
                     **shared,
@@ -184,9 +187,9 @@ def test_infra_v3(record: Record) -> list[dict[str, Any]]:
                     "inputs": {"shape": {"dtype": row.dtype, "extra_info": {"shape": row.shape}}},
                     "metric": {
                         "name": metric,
-                        "benchmark_values": values,
+                        "benchmark_values": [value],
                         "target_value": 0.0,
-                        "extra_info": {"unit": unit, "verdict": row.verdict or ""},
+                        "extra_info": words,
                     },
                 }
             )

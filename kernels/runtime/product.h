@@ -11,7 +11,7 @@ struct Float32Words {
   JEPA_FAST_INLINE void add_product(f32x16& sum, f32x16 row, float factor) { sum += row * factor; }
 };
 
-// Two products and two sums in one instruction: twice the products of float32 on AMD's Zen 4 and 5.
+// Two products and two sums in one instruction: twice the products of float32 on AMD's Zen 4.
 struct BFloat16Words {
   static constexpr int64_t kValues = 2;
   JEPA_FAST_INLINE void add_product(f32x16& sum, f32x16 row, float factor) {
