@@ -27,6 +27,15 @@ def _ids(places: int, *counts: int) -> list[Tensor]:
     return list(drawn[:, : sum(counts)].split(list(counts), dim=1))
 
 
+def _unequal(module: Any, **wanted: Any) -> list[str]:
+    """A reason for each attribute that is not as wanted."""
+    return [
+        f"attribute {name}: expected {value}, got {getattr(module, name)}"
+        for name, value in wanted.items()
+        if getattr(module, name) != value
+    ]
+
+
 class Predictor(Adapter):
     kind = "predictor"
     class_names = ("VisionTransformerPredictor",)
@@ -133,12 +142,7 @@ class VJEPA2Predictor(Predictor):
     signatures: ClassVar[Signatures] = (("x", "masks_x", "masks_y", "mask_index", "has_cls"),)
 
     def more_reasons(self, module: Any) -> list[str]:
-        wanted = {"use_rope": True, "chop_last_n_tokens": 0, "return_all_tokens": False}
-        return [
-            f"attribute {name}: expected {value}, got {getattr(module, name)}"
-            for name, value in wanted.items()
-            if getattr(module, name) != value
-        ]
+        return _unequal(module, use_rope=True, chop_last_n_tokens=0, return_all_tokens=False)
 
     def samples(self, module: Any) -> list[Sample]:
         places = module.num_patches
@@ -176,20 +180,14 @@ class VJEPA21Predictor(Predictor):
     name = "vjepa21_predictor"
     title = "predictor without sort"
     attributes: ClassVar[dict[str, Any]] = {
-        **{name: kind for name, kind in VJEPA2Predictor.attributes.items() if name != "return_all_tokens"},
-        "return_all_tokens": bool,
+        **VJEPA2Predictor.attributes,
         "modality_embedding": bool,
     }
     optional = ("video_mod_embed", "img_mod_embed", "predictor_proj_context")
     signatures: ClassVar[Signatures] = (("x", "masks_x", "masks_y", "mod", "mask_index"),)
 
     def more_reasons(self, module: Any) -> list[str]:
-        wanted = {"use_rope": True, "chop_last_n_tokens": 0}
-        return [
-            f"attribute {name}: expected {value}, got {getattr(module, name)}"
-            for name, value in wanted.items()
-            if getattr(module, name) != value
-        ]
+        return _unequal(module, use_rope=True, chop_last_n_tokens=0)
 
     def samples(self, module: Any) -> list[Sample]:
         places = module.num_patches
