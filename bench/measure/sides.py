@@ -31,8 +31,8 @@ POSSIBLE_SLOWDOWN = 1.04  # that the interval leaves open
 LONGER = 3.0  # times the budget, while a slowdown is possible and not sure
 WORKING_TREE = "."
 SPINS = "10000"  # some tenths of a millisecond: longer than the gaps inside an op, shorter than WAKING_S of the worker
-# Memory stays with the process: whether glibc gives it back after a call and faults it in again at the next one hangs on
-# what else lies in the heap, and can double the time of a call on one side alone.
+# Memory stays with the process: whether glibc gives it back after a call and faults it in again at the next one hangs
+# on what else lies in the heap, and can double the time of a call on one side alone.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 ENDS_IN_S = 10.0
 
