@@ -27,6 +27,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     from jepa_fast.kernels.runtime import native
 
+    # What a test or a fixture draws without a generator of its own is the same in every run.
+    torch.manual_seed(0)
     _quicken_interpreter()
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")

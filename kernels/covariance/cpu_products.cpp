@@ -15,7 +15,7 @@ using namespace jepa_fast;
 using tvm::ffi::TensorView;
 
 constexpr int64_t kPanel = kBlockVectors * kLanes;  // columns of a product at a time
-constexpr int64_t kDepth = 512;                     // terms of a sum at a time: their part of B is 128 KB
+constexpr int64_t kDepth = 128;                     // terms of a sum at a time: a longer chain loses places (README.md)
 constexpr int64_t kFewestRows = 96;                 // of a task, as each packs its panel anew
 
 struct View {  // rows contiguous, stride in elements
@@ -108,39 +108,39 @@ int64_t rows_of_task(int64_t rows, int64_t panels, int64_t threads) {
   return ceil_div(ceil_div(rows, parts), kBlockRows) * kBlockRows;
 }
 
+// task(column, row, rows, room) for every panel of columns and run of rows.
+template <typename Task>
+void each_task(int64_t rows, int64_t columns, int64_t threads, const Task& task) {
+  const int64_t panels = ceil_div(columns, kPanel), height = rows_of_task(rows, panels, threads);
+  const int64_t tasks = panels * ceil_div(rows, height);
+#pragma omp parallel num_threads(static_cast<int>(threads))
+  {
+    Room room(height);
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < tasks; ++i) {
+      const int64_t row = i / panels * height;
+      task(i % panels * kPanel, row, std::min(height, rows - row), room);
+    }
+  }
+}
+
 // out = a b. a: float32 [M, K], b: float32 [K, N], out: float32 [M, N], rows contiguous, K > 0. A sum's terms are taken
 // in the same order whatever the number of threads.
 void covariance_product(TensorView a, TensorView b, TensorView out, int64_t threads) {
   const View left(a), right(b), target(out);
   if (left.rows == 0) return;
-  const int64_t panels = ceil_div(right.columns, kPanel), height = rows_of_task(left.rows, panels, threads);
-  const int64_t tasks = panels * ceil_div(left.rows, height);
-#pragma omp parallel num_threads(static_cast<int>(threads))
-  {
-    Room room(height);
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t row = task / panels * height;
-      multiply_task(left, right, target, task % panels * kPanel, row, std::min(height, left.rows - row), room);
-    }
-  }
+  each_task(left.rows, right.columns, threads, [&](int64_t column, int64_t row, int64_t rows, Room& room) {
+    multiply_task(left, right, target, column, row, rows, room);
+  });
 }
 
 // out += x x'. x: float32 [N, K], out: float32 [N, N], symmetric.
 void covariance_add_square(TensorView x, TensorView out, int64_t threads) {
   const View values(x), target(out);
-  const int64_t panels = ceil_div(values.rows, kPanel), height = rows_of_task(values.rows, panels, threads);
-  const int64_t tasks = panels * ceil_div(values.rows, height);
-#pragma omp parallel num_threads(static_cast<int>(threads))
-  {
-    Room room(height);
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t column = task % panels * kPanel, first = task / panels * height;
-      const int64_t row = std::max(first, column), rows = std::min(first + height, values.rows) - row;
-      if (rows > 0) add_square_task(values, target, column, row, rows, room);
-    }
-  }
+  each_task(values.rows, values.rows, threads, [&](int64_t column, int64_t row, int64_t rows, Room& room) {
+    const int64_t first = std::max(row, column);
+    if (first < row + rows) add_square_task(values, target, column, first, row + rows - first, room);
+  });
 }
 
 bool covariance_has_products() { return cpu_has_avx512(); }

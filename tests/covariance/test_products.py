@@ -26,7 +26,7 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(shape[0]))
 
 
-# Rows of a block are 6, columns 64, terms 512; three threads make tasks of 96 rows of the larger ones.
+# Rows of a block are 6, columns 64, terms 128; three threads make tasks of 96 rows of the larger ones.
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("rows", "terms"), [(2, 1), (7, 5), (64, 16), (65, 513), (200, 1000), (331, 530)])
 def test_symmetric(rows: int, terms: int, threads: int) -> None:

@@ -1,6 +1,5 @@
 """The native kernels against float64, with the error budget of the design."""
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -101,13 +100,12 @@ def test_nothing_else_is_written(native, features: int, dtype: torch.dtype) -> N
         inner.normal_()
         return whole, inner
 
-    make: Callable[[], tuple[Tensor, Tensor]] = room
-    (wholes, inners) = zip(*(make() for _ in range(3)), strict=True)
+    wholes, inners = zip(*(room() for _ in range(3)), strict=True)
     expected = F.gelu(inners[1])
     native.gelu(inners[1], inners[2])
     native.gelu_backward_(inners[0], inners[1], True)
     for whole in wholes:
         assert (whole[:16] == CANARY).all()
         assert (whole[-16:] == CANARY).all()
-    assert torch.equal(inners[1], inners[2])
-    torch.testing.assert_close(inners[1], expected)
+    for inner in inners[1:]:  # equal but for roundings: in half precision one of them is PyTorch's
+        torch.testing.assert_close(inner, expected)
