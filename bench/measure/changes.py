@@ -12,10 +12,18 @@ from jepa_fast.bench.measure.budgets import Budgets
 from jepa_fast.bench.measure.compare import Comparison, Times
 from jepa_fast.bench.measure.machine import Machine
 from jepa_fast.bench.measure.records import Record, Row
-from jepa_fast.bench.measure.sides import CaseName, Side, Worker, WorkerError, compare_sides
+from jepa_fast.bench.measure.sides import (
+    POSSIBLE_SLOWDOWN,
+    CaseName,
+    Side,
+    Worker,
+    WorkerError,
+    compare_sides,
+)
 from jepa_fast.bench.measure.statistics import Interval, Verdict, judge_change
 
 Failure = Literal["slower", "unconfirmed", "failed", "gone"]
+MOVED: tuple[Verdict, ...] = ("slower", "faster")
 FAILURES: tuple[Failure, ...] = ("slower", "unconfirmed", "failed", "gone")
 
 # Two runs of one program at two times differ by a few per cent on shared machines: below this nothing is a change.
@@ -38,7 +46,7 @@ MACHINE_FIELDS = (
 class Change(msgspec.Struct, kw_only=True):
     """One case in both versions. `ratio` is the new time over the old one: 1.10 is 10 % slower.
 
-    confirmed: whether a second measurement found the change, too; None where there was no change, or no second
+    confirmed: whether another measurement found the change, too; None where there was no change, or no other
     measurement. allowed: the share by which this case may become slower. status: "gone", "new" or "failed" instead of
     figures, with the note as the reason.
     """
@@ -111,15 +119,16 @@ def measure_changes(
             announce(f"{case[0]}: {case[2]} {case[3]}", len(both))
             found = compare_sides(before, after, case, budget_s=budget_s)
             change = _from_sides(case, found, budgets.slower_of(*case))
-            if change.verdict in ("slower", "faster"):
+            suspected = change.ratio is not None and change.ratio > POSSIBLE_SLOWDOWN
+            if change.verdict in MOVED or suspected:
                 moved.append(change)
             else:
                 yield change
     if moved:
-        yield from _confirmed(old, new, moved, budget_s * CONFIRMING_SHARE, device, announce)
+        yield from _measured_again(old, new, moved, budget_s * CONFIRMING_SHARE, device, announce)
 
 
-def _confirmed(
+def _measured_again(
     old: Side,
     new: Side,
     moved: list[Change],
@@ -127,25 +136,43 @@ def _confirmed(
     device: str,
     announce: Callable[[str, int], None],
 ) -> Iterator[Change]:
-    """Measured again by new processes, the other one started first: what lay in the placement of one is gone."""
-    with ExitStack() as stack:
-        second, first = (stack.enter_context(Worker(side, device)) for side in (new, old))
-        for change in moved:
-            announce(f"once more: {change.suite}: {change.shape} {change.dtype}", len(moved))
-            again = _from_sides(
-                change.case, compare_sides(first, second, change.case, budget_s=budget_s), change.allowed
-            )
-            yield confirm(change, again)
+    """Once more by new processes, the other one started first: what lay in the placement of one is gone. And a third
+    time where one measurement found a change and one did not."""
+    looks = [[change] for change in moved]
+    for new_first in (True, False):
+        with ExitStack() as stack:
+            sides = (new, old) if new_first else (old, new)
+            workers = [stack.enter_context(Worker(side, device)) for side in sides]
+            after, before = workers if new_first else workers[::-1]
+            for own in looks:
+                first = own[0]
+                announce(f"once more: {first.suite}: {first.shape} {first.dtype}", len(looks))
+                found = compare_sides(before, after, first.case, budget_s=budget_s)
+                own.append(_from_sides(first.case, found, first.allowed))
+        yield from (confirm(*own) for own in looks if not (new_first and _is_open(own)))
+        looks = [own for own in looks if _is_open(own)]
+        if not looks:
+            return
 
 
-def confirm(change: Change, again: Change | None) -> Change:
-    """A change with its second measurement: confirmed if that says so, too; without one it stays open."""
-    if again is None or again.ratio is None:
-        return replace(change, confirmed=None, note="measured once")
-    told = f"second measurement {again.ratio:.2f} [{again.low:.2f}, {again.high:.2f}]"
-    if again.verdict == change.verdict:
-        return replace(change, confirmed=True, note=told)
-    return replace(change, verdict="cannot tell", confirmed=False, note=f"not confirmed: {told}")
+def _is_open(looks: Sequence[Change]) -> bool:
+    """Whether a change was found, but none twice."""
+    found = [look.verdict for look in looks if look.verdict in MOVED]
+    return 0 < len(found) == len(set(found))
+
+
+def confirm(*looks: Change) -> Change:
+    """One case's measurements as one change: the verdict that two of them share; without a second one it stays open."""
+    again = [look for look in looks[1:] if look.ratio is not None]
+    if not again:
+        return replace(looks[0], confirmed=None, note="measured once")
+    ratios = [f"{look.ratio:.2f} [{look.low:.2f}, {look.high:.2f}]" for look in again]
+    told = f"measured again: {', '.join(ratios)}"
+    for verdict in MOVED:
+        found = [look for look in looks if look.verdict == verdict]
+        if len(found) > 1:
+            return replace(found[0], confirmed=True, note=told)
+    return replace(looks[0], verdict="cannot tell", confirmed=False, note=f"not confirmed: {told}")
 
 
 def record_changes(
@@ -171,14 +198,13 @@ def record_changes(
             )
             continue
         change = _from_rows(before[key], after[key], allowed)
-        if change.verdict in ("slower", "faster"):
-            if again is not None:
-                twin = _from_rows(before[key], second[key], allowed) if key in second else None
-            elif after[key].time_again is not None:
-                twin = _from_rows(before[key], replace(after[key], time=after[key].time_again), allowed)
-            else:
-                twin = None
-            change = confirm(change, twin)
+        if change.verdict in MOVED:
+            twins = []
+            if again is None and after[key].time_again is not None:
+                twins = [_from_rows(before[key], replace(after[key], time=after[key].time_again), allowed)]
+            elif key in second:
+                twins = [_from_rows(before[key], second[key], allowed)]
+            change = confirm(change, *twins)
         yield change
 
 

@@ -4,8 +4,8 @@
     python -m jepa_fast.bench.measure.power --new REVISION      # a slowdown that was written into a kernel
     python -m jepa_fast.bench.measure.power --load 1            # beside a process that keeps a core busy in bursts
 
-Every run starts new processes and measures each case as `jepa-fast compare` does, second measurement included. Exit
-code: 0 if the same version was never called slower, and the slower one was in all but one run of twenty; else 1.
+Every run starts new processes and measures each case as `jepa-fast compare` does, again where that does. Exit code: 0
+if the same version was never called slower, and the slower one was in all but one run of twenty; else 1.
 """
 
 import argparse

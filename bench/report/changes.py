@@ -70,8 +70,8 @@ def markdown(changes: Sequence[Change], old: str, new: str, remarks: Sequence[st
         listed = "\n".join(f"- {_escaped(line)}" for line in others)
         parts.append(_folded(f"{len(others)} not compared", listed))
     parts.append(
-        "Times are of one call, old and new timed in turn; a change counts once it lies beyond the noise floor and a "
-        "second measurement has shown it, too."
+        "Times are of one call, old and new timed in turn; a change counts once two measurements have "
+        "shown it beyond the noise floor."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -4,6 +4,7 @@
 import functools
 from collections.abc import Iterable
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -97,6 +98,12 @@ def ema_update_kernel(
                 _update_row(target, source, count, weight, T, S, BLOCK)
 
 
+def _is_common(kind: int) -> bool:
+    """Float16 goes with nothing but itself; the mixed form has all pairs."""
+    target, source = (FLOAT_TYPES[i] for i in divmod(kind, len(FLOAT_TYPES)))
+    return target == source or torch.float16 not in (target, source)
+
+
 @functools.cache
 def _configuration(kind: int, momentum_in_memory: bool) -> KernelConfiguration:
     if kind == _MIXED:
@@ -116,7 +123,7 @@ def _configuration(kind: int, momentum_in_memory: bool) -> KernelConfiguration:
         },
         divisible_by_16=("p_chunks",),
         num_warps=_NUM_WARPS,
-        sampled=kind in (0, _MIXED) or not momentum_in_memory,
+        sampled=kind in (0, _MIXED) or (not momentum_in_memory and _is_common(kind)),
     )
 
 

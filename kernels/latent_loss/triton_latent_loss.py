@@ -116,12 +116,22 @@ def _configuration(
         constexprs={"GRADIENT": gradient, "BLOCK_D": block_d},
         divisible_by_16=(*pointers, *_ADDRESSING) if aligned else (),
         num_warps=max(1, block_d // _VALUES_PER_WARP),
-        # Every size in bfloat16, every pair of types at one size, and one unaligned.
-        sampled=(aligned and block_d == _SAMPLED_BLOCK)
-        or (prediction == target == torch.bfloat16 and (aligned or block_d == _SAMPLED_BLOCK)),
+        sampled=_is_sampled(gradient, prediction, target, block_d, aligned),
         expected_load_bits=widest,
         expected_store_bits=widest if gradient else 0,
     )
+
+
+def _is_sampled(
+    gradient: bool, prediction: torch.dtype, target: torch.dtype, block_d: int, aligned: bool
+) -> bool:
+    """The pairs of types that training has at one size, one of them unaligned, and the gradient at every size, which
+    does all that the loss does."""
+    if block_d != _SAMPLED_BLOCK:
+        return gradient and aligned and prediction == target == torch.bfloat16
+    if not aligned:
+        return prediction == target == torch.bfloat16
+    return prediction == target or torch.float16 not in (prediction, target)
 
 
 def configurations() -> Iterable[KernelConfiguration]:

@@ -225,18 +225,20 @@ def _configuration(
         },
         divisible_by_16=(*pointers, *_ADDRESSING) if aligned else (),
         num_warps=rows * block_d // _VALUES_PER_WARP,
-        sampled=_is_sampled((residual, update, normalized), block_d, aligned),
+        sampled=_is_sampled(branch, (residual, update, normalized), block_d, aligned),
         expected_load_bits=widest,
         expected_store_bits=widest,
     )
 
 
-def _is_sampled(dtypes: tuple[torch.dtype, ...], block_d: int, aligned: bool) -> bool:
-    """What training reaches, at the blocks of widths 384, and 1280 to 1664; the rest differs by a type or a size."""
+def _is_sampled(branch: int, dtypes: tuple[torch.dtype, ...], block_d: int, aligned: bool) -> bool:
+    """Every branch as training in mixed precision has it, at the block of widths 1280 to 1664; without factors also at
+    that of 384, unaligned, and in the other types. The rest differs by a type or a size."""
     full, low = torch.float32, torch.bfloat16
+    plain = branch in (NONE, PLAIN)
     if dtypes == (full, low, low):
-        return block_d == 2048 or (block_d == 512 and aligned)
-    return aligned and block_d == 2048 and dtypes in ((full, full, full), (low, low, low))
+        return (block_d == 2048 and (aligned or plain)) or (block_d == 512 and aligned and plain)
+    return aligned and plain and block_d == 2048 and dtypes in ((full, full, full), (low, low, low))
 
 
 def _dtypes() -> Iterator[tuple[torch.dtype, torch.dtype, torch.dtype]]:

@@ -65,14 +65,17 @@ def _tile(dtype: torch.dtype, small: bool, aligned: bool) -> Tile:
     return _UNALIGNED if not aligned else _SMALL if small else _LARGE
 
 
-def _is_published(pixels: torch.dtype, dtype: torch.dtype, patch: tuple[int, int], normalize: bool) -> bool:
-    """Whether training code of a JEPA would ask for it, or a loader that leaves its pixels in bytes."""
+def _is_sampled(pixels: torch.dtype, dtype: torch.dtype, patch: tuple[int, int], normalize: bool) -> bool:
+    """What training code of a JEPA would ask for, or a loader that leaves its pixels in bytes: in bfloat16 every
+    published size, two of them from bytes, in float32 the size whose lines are padded."""
     if patch == (1, 0):
         return dtype != torch.float16
-    wanted = (torch.uint8, True), (torch.float32, False)
+    if (pixels, normalize) not in ((torch.uint8, True), (torch.float32, False)):
+        return False
     if dtype == torch.float32:
-        return patch == (1, 14) and (pixels, normalize) in wanted
-    return dtype == torch.bfloat16 and patch in _PUBLISHED and (pixels, normalize) in wanted
+        return patch == (1, 14)
+    sizes = _PUBLISHED if pixels == torch.float32 else ((1, 14), (2, 16))
+    return dtype == torch.bfloat16 and patch in sizes
 
 
 @functools.cache
@@ -127,7 +130,8 @@ def _embed_configuration(
         num_stages=tile.num_stages,
         sampled=out == torch.float32
         and (aligned or side == 14)
-        and _is_published(pixels, dtype, patch, normalize),
+        and not (small and (pixels == torch.uint8 or patch in ((1, 8), (1, 16))))
+        and _is_sampled(pixels, dtype, patch, normalize),
         expected_load_bits=128 if aligned else 0,
         expected_store_bits=0,
         expected_tensor_core=True,
@@ -157,7 +161,7 @@ def _copy_configuration(
         },
         divisible_by_16=(*pointers, *_STRIDES, "pitch") if aligned else (),
         num_warps=4,
-        sampled=aligned and _is_published(pixels, out, patch, normalize),
+        sampled=aligned and _is_sampled(pixels, out, patch, normalize),
         expected_load_bits=0,  # eight bytes of uint8 are a whole line of a patch
         expected_store_bits=wide,
     )

@@ -146,13 +146,15 @@ def _configuration(dtype: torch.dtype, head_dim: int, transposed: bool, aligned:
         },
         divisible_by_16=tuple(pointers) if aligned else ("p_cos", "p_sin", "p_query_out", "p_key_out"),
         num_warps=_NUM_WARPS,
-        # Every published size in bfloat16, every type at one size, and one unaligned.
-        sampled=(aligned and head_dim == _SAMPLED_HEAD_DIM)
-        or (
-            dtype == torch.bfloat16
-            and head_dim in (_PUBLISHED_HEAD_DIMS if aligned else (_SAMPLED_HEAD_DIM,))
-        ),
+        sampled=_is_sampled(dtype, head_dim, transposed, aligned),
     )
+
+
+def _is_sampled(dtype: torch.dtype, head_dim: int, transposed: bool, aligned: bool) -> bool:
+    """Every type at one size, one of them unaligned, and one type at every published size, in one direction."""
+    if head_dim == _SAMPLED_HEAD_DIM:
+        return aligned or dtype == torch.bfloat16
+    return aligned and not transposed and dtype == torch.bfloat16 and head_dim in _PUBLISHED_HEAD_DIMS
 
 
 def configurations() -> Iterable[KernelConfiguration]:

@@ -290,7 +290,7 @@ def _configuration(
     constexprs = {"ROWS": _ROWS, "BLOCK_D": _BLOCK_D}
     if family == "gather":
         constexprs["POSITION"] = position
-    common = source == out or torch.float32 in (source, out)
+    common = source == out or torch.float16 not in (source, out)
     name = f"{family}{'_position' if position else ''}/{_TYPES[out]}<-{_TYPES[source]}"
     return KernelConfiguration(
         name=name + ("" if aligned else "/unaligned"),

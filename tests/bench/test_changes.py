@@ -103,7 +103,7 @@ class TestRecords:
         twin = Times(0.02, 0.0198, 0.0202, 40)
         (change,) = self.changes(make_record, make_row(0.02), make_row(0.023, time_again=twin))
         assert change.verdict == "cannot tell"
-        assert change.note.startswith("not confirmed: second measurement 1.00")
+        assert change.note.startswith("not confirmed: measured again: 1.00")
         (change,) = self.changes(make_record, make_row(0.02), make_row(0.023, time_again=None))
         assert (change.verdict, change.failure) == ("slower", "unconfirmed")
 
@@ -269,13 +269,16 @@ class TestSides:
             with pytest.raises(WorkerError, match="two: its process has ended"):
                 two.ask("drop")
 
-    def test_a_second_measurement_decides(self) -> None:
+    def test_two_measurements_decide(self) -> None:
         first = Change(
             suite="s", op="o", shape="x", dtype="d", ratio=1.1, low=1.08, high=1.12, verdict="slower"
         )
         assert confirm(first, first).confirmed is True
-        assert confirm(first, replace(first, verdict="same")).verdict == "cannot tell"
-        assert confirm(first, None).failure == "unconfirmed"
+        other = replace(first, verdict="same")
+        assert confirm(first, other).verdict == confirm(other, first, other).verdict == "cannot tell"
+        assert confirm(other, first, first).failure == confirm(first, other, first).failure == "slower"
+        assert confirm(first, replace(first, verdict="faster"), other).verdict == "cannot tell"
+        assert confirm(first).failure == "unconfirmed"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
