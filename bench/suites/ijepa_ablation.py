@@ -25,9 +25,7 @@ MODEL = "ijepa_vitt8_128"
 SIZES = {"image_size": 96, "predictor_dim": 192}
 BATCH_SIZE = 8
 BATCHES = 3
-PIECES = [
-    field.name for field in fields(Fused) if field.name not in ("attention", "sigreg")
-]  # of other systems
+PIECES = [field.name for field in fields(Fused) if field.name != "sigreg"]  # LeJEPA's
 
 
 def cases() -> Iterator[Case]:

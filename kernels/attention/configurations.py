@@ -81,10 +81,10 @@ def _configuration(
 
 def _sampled(name: str, dtype: torch.dtype, head_dim: int, architecture: str) -> bool:
     """Of every kernel one size on every architecture, of the main ones the published sizes on Hopper, where the tiles
-    are tuned, and the outermost elsewhere; of the other types one size."""
+    are tuned, and the outermost and the one of most parts elsewhere; of the other types one size."""
     main = name in ("forward", "query_gradient", "key_gradient", "whole_gradient")
     if dtype == torch.bfloat16:
-        sizes = tiling.PUBLISHED_HEAD_DIMS if architecture == tiling.HOPPER else (32, 64, 128)
+        sizes = tiling.PUBLISHED_HEAD_DIMS if architecture == tiling.HOPPER else (32, 64, 104, 128)
         return head_dim == 64 or (main and head_dim in sizes)
     return head_dim == 64 and main and architecture in (tiling.HOPPER, tiling.ANY)
 

@@ -19,13 +19,13 @@ SHORT_WIDE = 128  # and for heads of more than 64 channels, of whose large tiles
 ROPE_IN_KERNEL = 128  # tokens, up to which kernels rotate rows themselves; the arithmetic is in GPU.md
 WHOLE = 256  # tokens, up to which one program forms all gradients of a head
 
-AMPERE, HOPPER, BLACKWELL, ANY = "ampere", "hopper", "blackwell", "any"
-ARCHITECTURES = {AMPERE: (80, 120), HOPPER: (90,), BLACKWELL: (100,), ANY: (80, 90, 100, 120)}
-"""Compute capabilities by the way their tensor cores are fed: from the registers of a warp (sm_120 has no other way,
-and like sm_86 and sm_89 only 99 KiB of shared memory), from shared memory by four warps, from and to tensor memory.
-ANY: float32, which needs none."""
+AMPERE, CONSUMER, HOPPER, BLACKWELL, ANY = "ampere", "consumer", "hopper", "blackwell", "any"
+ARCHITECTURES = {AMPERE: (80,), CONSUMER: (120,), HOPPER: (90,), BLACKWELL: (100,), ANY: (80, 90, 100, 120)}
+"""Compute capabilities by the way their tensor cores are fed: from the registers of a warp (sm_80, and sm_86, sm_89
+and sm_120, which have 99 KiB of shared memory), from shared memory by four warps, from and to tensor memory. ANY:
+float32, which needs none."""
 
-HALF_PRECISION = (AMPERE, HOPPER, BLACKWELL)
+HALF_PRECISION = (AMPERE, CONSUMER, HOPPER, BLACKWELL)
 
 
 class Tile(NamedTuple):
@@ -43,7 +43,9 @@ class Tile(NamedTuple):
 
 
 def family(capability: tuple[int, int]) -> str:
-    return {9: HOPPER, 10: BLACKWELL, 11: BLACKWELL}.get(capability[0], AMPERE)
+    if capability == (8, 0):
+        return AMPERE
+    return {9: HOPPER, 10: BLACKWELL, 11: BLACKWELL}.get(capability[0], CONSUMER)
 
 
 def width(head_dim: int) -> int:
@@ -55,12 +57,11 @@ def parts(head_dim: int, architecture: str) -> tuple[int, int, int]:
     """Widths of the parts of a head: powers of two, then 0.
 
     On Blackwell a head is one part, rounded up to a power of two: the sum over the parts of a product would go through
-    registers from tensor memory to tensor memory, which costs more than the zeros. On Ampere three parts need more
-    registers than a thread has.
+    registers from tensor memory to tensor memory, which costs more than the zeros.
     """
     channels = width(head_dim)
     powers = [1 << bit for bit in reversed(range(channels.bit_length())) if channels >> bit & 1]
-    if architecture == BLACKWELL or (architecture == AMPERE and len(powers) > 2):
+    if architecture == BLACKWELL:
         powers = [1 << (channels - 1).bit_length()]
     first, second, third = (*powers, 0, 0)[:3]
     return first, second, third
@@ -184,11 +185,14 @@ def _ampere(kernel: str, channels: int, head_dim: int) -> Tile | None:
         case "forward_sparse":
             return Tile(128, 64 if channels <= 32 else 32, 8, 2)
         case "forward_short":
-            return Tile(64, 64 if channels <= 64 else 32, 4, 2, max_registers=168 if channels <= 32 else 0)
+            keys = 64 if channels <= 64 or channels == 112 else 32
+            return Tile(64, keys, 4, 2, max_registers=168 if channels <= 32 else 0)
         case "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64 if channels <= 64 else 32, 8, 2)
         case "key_gradient" | "key_gradient_sparse" if channels == 128:
             return Tile(32, 64, 8, 2)
+        case "key_gradient" | "key_gradient_sparse" if channels == 112:
+            return Tile(16, 64, 4, 2)
         case "key_gradient":
             # Padding takes registers, too: 64 channels fit where 56 do not.
             fits_64 = channels <= 48 or head_dim == 64
@@ -204,8 +208,23 @@ def _ampere(kernel: str, channels: int, head_dim: int) -> Tile | None:
     return None
 
 
+def _consumer(kernel: str, channels: int, head_dim: int) -> Tile | None:
+    """As on Ampere, but for heads of three parts, for which ptxas needs some registers more."""
+    match kernel:
+        case "forward" if channels == 112:
+            return Tile(128, 32, 8, 2)
+        case "forward_short" if channels == 112:
+            return Tile(32, 16, 2, 2)
+        case "key_gradient" if channels == 112:
+            return Tile(16, 64, 4, 1)
+        case "key_gradient_sparse" if channels == 112:
+            return Tile(16, 32, 2, 1)
+    return _ampere(kernel, channels, head_dim)
+
+
 _HALF: dict[str, Callable[[str, int, int], Tile | None]] = {
     AMPERE: _ampere,
+    CONSUMER: _consumer,
     HOPPER: _hopper,
     BLACKWELL: _blackwell,
 }
