@@ -51,7 +51,7 @@ class Setting:
     @property
     def shape(self) -> str:
         pixels = self.sizes["image_size"]
-        frames = f"x{self.sizes['frames']}" if "frames" in self.sizes else ""
+        frames = f" x {self.sizes['frames']} frames" if "frames" in self.sizes else ""
         width = f"{self.sizes['dim']} wide, {self.sizes['depth']} deep"
         return f"{pixels} px{frames}, {width}, B={self.batch_size}"
 
