@@ -12,7 +12,7 @@ class Fused:
     adamw_ema: bool = True
     """AdamW, the teacher's moving average and the low-precision copies of both networks in one pass."""
     attention: bool = True
-    """Rotary positions and masks inside attention; sequences of different lengths in one call."""
+    """Our attention, with rotary positions and masks inside and sequences of different lengths in one call."""
     gelu_mlp: bool = True
     """GELU and its backward, with the gradient of the hidden layer's bias in the same pass."""
     layer_norm: bool = True

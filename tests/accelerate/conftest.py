@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from jepa_fast.accelerate.probe import tensors_in
 
-# A module of its own, so that its classes can be pickled.
-_spec = importlib.util.spec_from_file_location("accelerate_standins", Path(__file__).with_name("standins.py"))
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["accelerate_standins"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["accelerate_standins"])
+# Modules of their own, so that their classes can be pickled.
+for _name in ("standins", "standin_losses"):
+    _spec = importlib.util.spec_from_file_location(
+        f"accelerate_{_name}", Path(__file__).with_name(f"{_name}.py")
+    )
+    assert _spec is not None
+    assert _spec.loader is not None
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 Call = Callable[[nn.Module], Any]
 

@@ -5,7 +5,7 @@ import sys
 import types
 from collections.abc import Iterator
 
-import accelerate_standins as standins
+import accelerate_standin_losses as standin_losses
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,20 +49,20 @@ def compare(theirs: nn.Module, *arguments: Tensor, left_alone: str | None = None
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        (standins.LightlySIGReg.SIGReg(), (VIEWS,)),
-        (standins.LightlySIGReg.SIGReg(knots=9, t_max=2.0, num_vectors=32), (A,)),
-        (standins.LeWMSIGReg.SIGReg(), (VIEWS,)),
-        (standins.SlicingUnivariateTest(), (VIEWS,)),
-        (standins.SlicingUnivariateTest("sum"), (VIEWS,)),
-        (standins.SlicedEppsPulley(), (A,)),
-        (standins.BCS(), (A, B)),
-        (standins.LightlyVICReg.VICRegLoss(), (A, B)),
-        (standins.LightlyBarlow.BarlowTwinsLoss(), (A, B)),
-        (standins.HingeStdLoss(), (A * 0.5,)),
-        (standins.CovarianceLoss(), (A,)),
-        (standins.VCReg(), (STEPS,)),
-        (standins.VCReg(1e-2), (STEPS.transpose(0, 1).contiguous(),)),
-        (standins.PLDMLoss(), (STEPS, ACTIONS[0], ACTIONS[1])),
+        (standin_losses.LightlySIGReg.SIGReg(), (VIEWS,)),
+        (standin_losses.LightlySIGReg.SIGReg(knots=9, t_max=2.0, num_vectors=32), (A,)),
+        (standin_losses.LeWMSIGReg.SIGReg(), (VIEWS,)),
+        (standin_losses.SlicingUnivariateTest(), (VIEWS,)),
+        (standin_losses.SlicingUnivariateTest("sum"), (VIEWS,)),
+        (standin_losses.SlicedEppsPulley(), (A,)),
+        (standin_losses.BCS(), (A, B)),
+        (standin_losses.LightlyVICReg.VICRegLoss(), (A, B)),
+        (standin_losses.LightlyBarlow.BarlowTwinsLoss(), (A, B)),
+        (standin_losses.HingeStdLoss(), (A * 0.5,)),
+        (standin_losses.CovarianceLoss(), (A,)),
+        (standin_losses.VCReg(), (STEPS,)),
+        (standin_losses.VCReg(1e-2), (STEPS.transpose(0, 1).contiguous(),)),
+        (standin_losses.PLDMLoss(), (STEPS, ACTIONS[0], ACTIONS[1])),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -73,9 +73,9 @@ def test_losses(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (standins.SlicingUnivariateTest(None), "attribute reduction"),
-        (standins.SlicingUnivariateTest(clip_value=0.1), "attribute clip_value"),
-        (standins.HingeStdLoss(2.0), "attribute std_margin"),
+        (standin_losses.SlicingUnivariateTest(None), "attribute reduction"),
+        (standin_losses.SlicingUnivariateTest(clip_value=0.1), "attribute clip_value"),
+        (standin_losses.HingeStdLoss(2.0), "attribute std_margin"),
     ],
 )
 def test_settings_that_are_not_served(module: nn.Module, reason: str) -> None:
@@ -84,7 +84,7 @@ def test_settings_that_are_not_served(module: nn.Module, reason: str) -> None:
 
 def test_each_term_under_autocast() -> None:
     """The terms of `VCReg` one by one, of bfloat16 embeddings: a sum would hide the small ones."""
-    theirs, ours = standins.VCReg(), standins.VCReg()
+    theirs, ours = standin_losses.VCReg(), standin_losses.VCReg()
     assert optimize_(ours).left_alone == ()
     z = STEPS.bfloat16()
     exact = theirs(z.double())
@@ -98,19 +98,19 @@ def test_each_term_under_autocast() -> None:
 @pytest.mark.filterwarnings("ignore:var")
 def test_one_step_runs_the_published_code() -> None:
     """Whose variance over time is then not a number."""
-    ours = standins.VCReg()
+    ours = standin_losses.VCReg()
     optimize_(ours)
     assert ours(STEPS[:, :1])["std_t_loss"].isnan()
 
 
 def test_other_knots_are_left_alone() -> None:
-    module = standins.LightlySIGReg.SIGReg()
+    module = standin_losses.LightlySIGReg.SIGReg()
     module.t.mul_(1.1)
     compare(module, left_alone="trapezoid rule")
 
 
 def test_corrected_is_another_adapter() -> None:
-    module = standins.SlicedEppsPulley()
+    module = standin_losses.SlicedEppsPulley()
     (entry, *_) = optimize_(module, OptimizeConfig(corrected=True)).entries
     assert entry.replacement == "sigreg_loss of the whole batch"
 

@@ -5,6 +5,7 @@ import io
 import pickle
 from collections.abc import Iterator
 
+import accelerate_standin_losses as standin_losses
 import accelerate_standins as standins
 import pytest
 import torch
@@ -141,8 +142,8 @@ RENAMED += [
     (lambda: standins.VJEPA2.RoPEAttention(48, 2, 4), name)
     for name in ("qkv", "d_dim", "grid_size", "use_sdpa")
 ]
-RENAMED += [(lambda: standins.LightlySIGReg.SIGReg(), name) for name in ("t", "num_vectors")]
-RENAMED += [(lambda: standins.VCReg(), "eps")]
+RENAMED += [(lambda: standin_losses.LightlySIGReg.SIGReg(), name) for name in ("t", "num_vectors")]
+RENAMED += [(lambda: standin_losses.VCReg(), "eps")]
 
 
 @pytest.mark.parametrize(("build", "name"), RENAMED, ids=[name for _, name in RENAMED])

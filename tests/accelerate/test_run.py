@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accelerate_standin_losses as standin_losses
 import accelerate_standins as standins
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_verify_finds_a_wrong_replacement(monkeypatch) -> None:
 
 
 def test_verify_a_loss() -> None:
-    loss = standins.SlicedEppsPulley()
+    loss = standin_losses.SlicedEppsPulley()
     optimize_(loss)
     (row,) = verify(loss, torch.randn(24, 12)).rows
     assert row.difference < 1e-5

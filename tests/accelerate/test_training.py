@@ -8,6 +8,7 @@ import copy
 import functools
 from collections.abc import Callable
 
+import accelerate_standin_losses as standin_losses
 import accelerate_standins as standins
 import pytest
 import torch
@@ -206,23 +207,23 @@ def lejepa() -> nn.Module:
 ONE, TWO, CLIP = (VIEWS[0],), (VIEWS[0], VIEWS[1]), (CLIP_VIEWS,)
 LOSSES: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "lightly SIGReg": (library("lightly.loss", "SIGReg"), ONE),
-    "lightly SIGReg stand-in": (standins.LightlySIGReg.SIGReg, ONE),
+    "lightly SIGReg stand-in": (standin_losses.LightlySIGReg.SIGReg, ONE),
     "lightly VICReg": (library("lightly.loss", "VICRegLoss"), TWO),
-    "lightly VICReg stand-in": (standins.LightlyVICReg.VICRegLoss, TWO),
+    "lightly VICReg stand-in": (standin_losses.LightlyVICReg.VICRegLoss, TWO),
     "lightly Barlow": (library("lightly.loss", "BarlowTwinsLoss"), TWO),
-    "lightly Barlow stand-in": (standins.LightlyBarlow.BarlowTwinsLoss, TWO),
+    "lightly Barlow stand-in": (standin_losses.LightlyBarlow.BarlowTwinsLoss, TWO),
     "lejepa": (lejepa, ONE),
-    "lejepa stand-in": (standins.SlicingUnivariateTest, ONE),
+    "lejepa stand-in": (standin_losses.SlicingUnivariateTest, ONE),
     "stable-pretraining SIGReg": (library("stable_pretraining.methods.lejepa", "SlicedEppsPulley", 64), ONE),
-    "stable-pretraining SIGReg stand-in": (standins.SlicedEppsPulley, ONE),
+    "stable-pretraining SIGReg stand-in": (standin_losses.SlicedEppsPulley, ONE),
     "stable-pretraining VICReg": (library("stable_pretraining.losses", "VICRegLoss"), TWO),
     "stable-pretraining Barlow": (library("stable_pretraining.losses", "BarlowTwinsLoss"), TWO),
     "stable-worldmodel SIGReg": (library("stable_worldmodel.wm.loss", "SIGReg"), CLIP),
-    "stable-worldmodel SIGReg stand-in": (standins.LeWMSIGReg.SIGReg, CLIP),
+    "stable-worldmodel SIGReg stand-in": (standin_losses.LeWMSIGReg.SIGReg, CLIP),
     "stable-worldmodel PLDM": (library("stable_worldmodel.wm.loss", "PLDMLoss"), CLIP),
-    "stable-worldmodel PLDM stand-in": (standins.PLDMLoss, CLIP),
+    "stable-worldmodel PLDM stand-in": (standin_losses.PLDMLoss, CLIP),
     "eb_jepa BCS": (library("eb_jepa.losses", "BCS"), TWO),
-    "eb_jepa BCS stand-in": (standins.BCS, TWO),
+    "eb_jepa BCS stand-in": (standin_losses.BCS, TWO),
     "eb_jepa VICReg": (library("eb_jepa.losses", "VICRegLoss"), TWO),
 }
 

@@ -22,16 +22,12 @@ def bound(a: Tensor, b: Tensor) -> Tensor:
     return 2.0 * 2.0**-24 * a.shape[1] ** 0.5 * (a.abs().double() @ b.abs().double())
 
 
-def draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(shape[0]))
-
-
 # Rows of a block are 6, columns 64, terms 128; three threads make tasks of 96 rows of the larger ones.
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("rows", "terms"), [(2, 1), (7, 5), (64, 16), (65, 513), (200, 1000), (331, 530)])
 def test_symmetric(rows: int, terms: int, threads: int) -> None:
-    x = draw(rows, terms + 3)[:, :terms]  # rows apart
-    start = draw(rows, rows)
+    x = torch.randn(rows, terms + 3)[:, :terms]  # rows apart
+    start = torch.randn(rows, rows)
     start = start + start.T
     out = start.clone()
     library.function("covariance_add_square")(x, out, threads)
@@ -47,14 +43,14 @@ def test_symmetric(rows: int, terms: int, threads: int) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 1, 1), (6, 64, 64), (13, 700, 65), (300, 30, 47)])
 def test_plain(rows: int, terms: int, columns: int, threads: int) -> None:
-    a, b = draw(rows, terms + 1)[:, :terms], draw(terms, columns + 5)[:, :columns]
+    a, b = torch.randn(rows, terms + 1)[:, :terms], torch.randn(terms, columns + 5)[:, :columns]
     out = torch.full((rows, columns + 2), torch.nan)[:, :columns]
     library.function("covariance_product")(a, b, out, threads)
     assert ((out - a.double() @ b.double()).abs() <= bound(a, b)).all()
 
 
 def test_same_bits_whatever_the_threads() -> None:
-    x, b = draw(230, 1500), draw(1500, 300)
+    x, b = torch.randn(230, 1500), torch.randn(1500, 300)
     squares, products = [], []
     for threads in (1, 2, 5, 16):
         square, product = torch.zeros(230, 230), torch.empty(230, 300)
