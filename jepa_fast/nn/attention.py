@@ -58,7 +58,7 @@ class _SoftmaxAttention(torch.autograd.Function):
         return grad_qkv, None
 
 
-_SHORT = 512  # tokens
+_SHORT = 384  # tokens: there both take the same time; at 512 ours takes 0.6 to 0.95 of it
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
