@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -62,11 +63,13 @@ class Probe:
     """Write the accuracies there, too."""
     seed: Annotated[int, arg(metavar="SEED")] = 0
     """Of splits, where the data has none, and of the attentive probe."""
+    draws: Annotated[int, arg(metavar="NUMBER")] = 1
+    """Draw splits so many times, with the seeds from --seed on, and report means: for small data without splits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto is CUDA where there is a device, else the CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "epochs", "batch_size"):
+        for name in ("layers", "epochs", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
         if self.workers < 0:
@@ -84,7 +87,7 @@ def run(config: Probe) -> int:
         report = evaluate(
             config.checkpoint, config.data, label=config.label, methods=config.methods, network=config.network,
             layers=config.layers, epochs=config.epochs, batch_size=config.batch_size, workers=config.workers,
-            pictures=config.pictures, device=config.device, seed=config.seed,
+            pictures=config.pictures, device=config.device, seed=config.seed, draws=config.draws,
         )  # fmt: skip
     except ModuleNotFoundError as error:
         if error.name not in _DATA_PACKAGES:
@@ -100,6 +103,8 @@ def run(config: Probe) -> int:
     table = Table("", "train", "val", "test", "chosen by val")
     for method, score in report.scores.items():
         figures = [f"{100 * value:.1f} %" for value in (score.train, score.val, score.test)]
+        if score.tests:
+            figures[-1] = f"{100 * score.test:.1f} ± {100 * stdev(score.tests):.1f} %"
         table.add_row(_NAMES[method], *figures, score.chosen)
     if report.scores:
         table.add_row("most frequent class", "", "", f"{100 * report.majority:.1f} %", "")

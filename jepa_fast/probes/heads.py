@@ -4,7 +4,9 @@ Whatever has to be chosen (a penalty, a learning rate) is chosen by the validati
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +38,21 @@ class Splits:
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracies, 0 to 1, and what was chosen."""
+    """Accuracies, 0 to 1, and what was chosen. tests: of each draw of the splits, whose mean `test` is."""
 
     train: float
     val: float
     test: float
     chosen: str
+    tests: tuple[float, ...] = ()
+
+
+def mean_score(draws: Sequence[Score]) -> Score:
+    """One score of several draws of the splits; a single draw stays as it is."""
+    if len(draws) == 1:
+        return draws[0]
+    train, val, test = (fmean(getattr(draw, name) for draw in draws) for name in ("train", "val", "test"))
+    return Score(train, val, test, f"in each of {len(draws)} draws", tuple(draw.test for draw in draws))
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:

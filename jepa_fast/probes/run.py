@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from jepa_fast.probes.heads import (
     Splits,
     attentive_probe,
     linear_probe,
+    mean_score,
     nearest_neighbours,
     pixel_baseline,
 )
@@ -62,8 +64,11 @@ def evaluate(
     pictures: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    draws: int = 1,
 ) -> Report:
     """Scores the frozen encoder of `checkpoint` on labelled `data`; see the command `jepa-fast probe`.
+
+    draws: how often splits are drawn, with `seed` and those after it; accuracies are their means then.
 
     Raises ValueError or FileNotFoundError, naming the argument.
     """
@@ -83,24 +88,34 @@ def evaluate(
         raise ValueError(
             f"data: expected labels, got none in {data}; with no methods, pictures can be made of it"
         )
-    parts = split_indices(source, seed)
-    rows = [index for part in parts for index in part]
+    if draws > 1 and source.splits is not None:
+        raise ValueError(f"draws: expected 1, as {data} has splits of its own, got {draws}")
+    drawn = [split_indices(source, seed + number) for number in range(draws)]
+    rows = [index for part in drawn[0] for index in part]  # the same ones in every draw
     with slow_progress("features", math.ceil(len(rows) / batch_size)) as advance:
         features = extract(
             frozen, source, rows, layers=min(layers, _depth(frozen)), batch_size=batch_size, workers=workers,
             tokens="attentive" in methods or pictures is not None, advance=advance,
         )  # fmt: skip
     if pictures is not None:
-        _draw(frozen, features, parts[2], pictures)
-    scores = _scores(source, features, parts, methods, epochs, seed, where) if methods else {}
+        _draw(frozen, features, drawn[0][2], pictures)
+    scores: dict[str, Score] = {}
+    if methods:
+        found = []
+        with slow_progress("probes", draws) as advance:
+            for number, parts in enumerate(drawn):
+                found.append(_scores(source, features, parts, methods, epochs, seed + number, where))
+                advance()
+        scores = {method: mean_score([draw[method] for draw in found]) for method in methods}
     labels = source.labels if source.labels is not None else torch.zeros(len(source), dtype=torch.int64)
-    counts = labels[parts[0]].bincount()
-    majority = (labels[parts[2]] == counts.argmax()).double().mean().item()
+    majorities = [
+        (labels[test] == labels[train].bincount().argmax()).double().mean().item() for train, _, test in drawn
+    ]
     return Report(
         scores=scores,
-        samples={name: len(part) for name, part in zip(SPLITS, parts, strict=True)},
+        samples={name: len(part) for name, part in zip(SPLITS, drawn[0], strict=True)},
         classes=len(source.classes),
-        majority=majority,
+        majority=fmean(majorities),
         step=frozen.step,
         network=frozen.network,
         skipped=len(source.skipped),

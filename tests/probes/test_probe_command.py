@@ -160,6 +160,30 @@ def test_splits_are_drawn_where_there_are_none(tmp_path: Path) -> None:
     assert split_indices(source, 1) != parts
 
 
+def test_several_draws_are_averaged(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "a.npz", 30, label=np.arange(30) % 3)
+    out = tmp_path / "scores.json"
+    arguments = [runs["ijepa"], "--data", data, "--methods", "knn", "--device", "cpu", "--output", out]
+    alone = []
+    for seed in (4, 5, 6):
+        assert call([*arguments, "--seed", seed]) == 0
+        alone.append(json.loads(out.read_text()))
+    capsys.readouterr()
+    assert call([*arguments, "--seed", 4, "--draws", 3]) == 0
+    found = json.loads(out.read_text())
+    tests = [report["scores"]["knn"]["test"] for report in alone]
+    assert found["scores"]["knn"]["tests"] == tests
+    for name in ("train", "val", "test"):
+        mean = np.mean([report["scores"]["knn"][name] for report in alone])
+        assert found["scores"]["knn"][name] == pytest.approx(mean)
+    assert found["majority"] == pytest.approx(np.mean([report["majority"] for report in alone]))
+    text = capsys.readouterr().out
+    assert f"{100 * np.mean(tests):.1f} ± {100 * np.std(tests, ddof=1):.1f} %" in text
+    assert "in each of 3 draws" in text
+
+
 def test_a_group_is_never_split(tmp_path: Path) -> None:
     source = open_source(write(tmp_path / "a.npz", 30, label=np.arange(30) % 3), short_side=8)
     source.groups = torch.arange(30) // 2
@@ -217,6 +241,8 @@ def test_clips_are_those_of_training(tmp_path: Path, capsys: pytest.CaptureFixtu
         ({"plain": True}, "data: expected labels, got none in "),
         ({"network": "teacher", "run": "lejepa"}, "network: expected one of those in "),
         ({"layers": "0"}, "layers: expected 1 or more, got 0"),
+        ({"draws": "0"}, "draws: expected 1 or more, got 0"),
+        ({"draws": "2"}, "draws: expected 1, as  .* has splits of its own, got 2"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -234,7 +260,7 @@ def test_bad_input_is_one_line(
         "--data",
         options.get("data", data),
     ]
-    for name in ("label", "network", "layers"):
+    for name in ("label", "network", "layers", "draws"):
         arguments += [f"--{name}", options[name]] if name in options else []
     assert call([*arguments, "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
