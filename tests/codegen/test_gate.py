@@ -99,7 +99,8 @@ def test_a_small_kernel_may_grow_by_one_register_unit() -> None:
 @pytest.mark.parametrize(
     ("changes", "message", "kind"),
     [
-        ({"tensor_core": {}}, "lost its tensor-core instructions (HGMMA)", "tensor"),
+        ({"tensor_core": {}}, "tensor-core instructions: lost HGMMA, now none", "tensor"),
+        ({"tensor_core": {"HMMA": 64}}, "tensor-core instructions: lost HGMMA, now HMMA", "tensor"),
         ({"asynchronous_copies": 0}, "lost its 12 asynchronous copies", "loop"),
         (
             {"loads": {32: 8, 128: 15}},
@@ -117,6 +118,14 @@ def test_what_the_stored_record_had_must_stay(changes: dict[str, Any], message: 
     record = replace(RECORD, **changes)
     (failure,) = check(record, CONFIGURATION, RECORD)
     assert failure == (f"{record.label}: {message}", kind)
+
+
+def test_every_kind_of_tensor_core_instruction_must_stay() -> None:
+    before = replace(RECORD, arch=100, tensor_core={"HMMA": 8, "UTCHMMA": 4})
+    (failure,) = check(replace(before, tensor_core={"HMMA": 12}), CONFIGURATION, before)
+    assert failure.message.endswith("lost UTCHMMA, now HMMA")
+    more = {"HMMA": 1, "UTCHMMA": 1, "UTCQMMA": 1}
+    assert check(replace(before, tensor_core=more), CONFIGURATION, before) == []
 
 
 def test_less_unrolling_is_no_loss() -> None:
