@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..rope.api import check_positions
 from ..rope.positions import Rope3D
 from ..rope.tables import Tables
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
+from ..runtime.derivative import differentiable_once
 from .call import Call
 from .masks import KINDS, Mask, Varlen
 
@@ -48,18 +48,21 @@ def masked_attention(
     query, key and value have one dtype: float32, bfloat16 or float16 in the kernels, float64 in the reference; under
     autocast they are cast to its dtype. Only D has to be contiguous. Softmax and sums are in float32 (float64 for
     float64 inputs). Returns the shape and dtype of query, contiguous. Differentiable once in query, key and value.
-    The forward is deterministic, the backward where `torch.use_deterministic_algorithms` asks for it, and on the CPU.
+    Forward and backward are deterministic.
     No path synchronises with a CUDA device except the reference's under `Varlen` and `BlockSparse`; so
     values of cu_seqlens are checked on the CPU alone, elsewhere by assertions on the device if `JEPA_FAST_CHECK=1`.
 
     Raises ValueError for shapes or values that do not fit, TypeError for dtypes, RuntimeError if a requested
     implementation cannot serve.
     """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
     query, key, value = autocast(query, key, value)
     ropes = _pair(rope)
     check(query, key, value, mask, ropes)
     form, tensors = _flatten(mask, ropes, query, key.shape[-1] ** -0.5 if scale is None else scale)
-    if torch.compiler.is_compiling():
+    if library.as_node(query, key, value):
         # The op has its own gradient: a traced autograd.Function could not take one tensor as query and key.
         return torch.ops.jepa_fast.attention_forward(query, key, value, tensors, *form, implementation)[0]
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
@@ -93,7 +96,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("masked_attention")
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse, *tensors = ctx.saved_tensors
         kind, integers, rope, scale = ctx.form
@@ -159,14 +162,19 @@ def _lse(query: Tensor) -> Tensor:
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """As autocast casts the arguments of `F.scaled_dot_product_attention`: all but float64."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
 def _pair(rope: Rope | None) -> tuple[Rope3D, Rope3D] | None:
-    return (rope, rope) if isinstance(rope, Rope3D) else rope
+    if rope is None:
+        return None
+    ropes = (rope, rope) if isinstance(rope, Rope3D) else rope
+    if not isinstance(ropes, tuple) or len(ropes) != 2 or not all(isinstance(x, Rope3D) for x in ropes):
+        raise TypeError(f"rope: expected None, a Rope3D or a pair of them, got {type(rope).__name__}")
+    return ropes
 
 
 def _flatten(
@@ -205,7 +213,7 @@ def check(
     packed = mask is not None and mask.packed
     layout, rank = ("packed [tokens, H, D]", 3) if packed else ("[B, N, H, D]", 4)
     for name, x in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(x, Tensor) or x.ndim != rank:
+        if x.ndim != rank:
             under = "" if mask is None else f" under {type(mask).__name__}"
             raise ValueError(f"{name}: expected {layout}{under}, got {list(x.shape)}")
         if not x.is_floating_point():

@@ -30,8 +30,9 @@ struct Table {  // of rotary positions; null where there are none
 template <typename T>
 JEPA_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim, Table rope, float factor,
                                  float* target, int64_t width) {
-  for (int64_t r = 0; r < rows; ++r, source += stride, target += width)
-    for (int64_t i = 0; i < dim; i += kLanes) {
+  for (int64_t r = 0; r < rows; ++r, source += stride, target += width) {
+    int64_t i = 0;
+    for (; i < dim; i += kLanes) {
       const int64_t count = std::min(kLanes, dim - i);
       f32x16 x = load(source + i, count);
       if (rope.cosine) {
@@ -40,6 +41,8 @@ JEPA_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, 
       }
       store(target + i, x * factor);
     }
+    for (; i < width; i += kLanes) store(target + i, f32x16{});
+  }
 }
 
 // target[0 .. rows)[0 .. width) = factor * rotate(source); lanes past dim read as zeros.

@@ -34,9 +34,14 @@ struct Mask {
     return kind == MaskKind::kVarlen ? keys - queries : query_offset;
   }
 
-  // Queries of a tile, even: tiles of equal size inside what a tile may not straddle.
+  // Queries of a tile, even: tiles of equal size inside what a tile may not straddle, a block or a sequence.
   int64_t tile(int64_t queries) const {
-    const int64_t whole = kind == MaskKind::kBlockSparse ? block_q : std::max<int64_t>(queries, 1);
+    if (kind == MaskKind::kBlockSparse) {
+      int64_t parts = (block_q + kTileQueries - 1) / kTileQueries;
+      while (block_q % (2 * parts)) ++parts;  // block_q is a multiple of 16
+      return block_q / parts;
+    }
+    const int64_t whole = std::max<int64_t>(queries, 1);
     const int64_t parts = (whole + kTileQueries - 1) / kTileQueries;
     const int64_t tile = (whole + parts - 1) / parts;
     return tile + tile % 2;

@@ -5,7 +5,6 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
@@ -40,7 +39,8 @@ def rope_3d(
     implementation: "auto", "triton", "native" or "reference".
 
     Returns contiguous tensors of the shapes and dtype of the inputs, formed in float32 and rounded once. Differentiable
-    once in query and key; deterministic. Under autocast the inputs are taken as they come: nothing is cast.
+    in query and key, any number of times; deterministic. Under autocast nothing is cast: the inputs are taken as they
+    come.
 
     Raises ValueError for shapes that do not fit, TypeError for dtypes, RuntimeError if a requested implementation
     cannot serve.
@@ -49,31 +49,40 @@ def rope_3d(
     check(rope, tensors)
     tables = rope.tables(query.shape[-1], query.dtype)
     rotated: Sequence[Tensor]
-    if torch.compiler.is_compiling():
+    if library.as_node(*tensors):
         # The op has its own gradient: a traced autograd.Function could not take one tensor as query and key.
         rotated = torch.ops.jepa_fast.rope_3d(*tables, tensors, False, implementation)
     elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        rotated = _Rotation.apply(*tables, implementation, *tensors)
+        rotated = _Rotation.apply(*tables, False, implementation, *tensors)
     else:
         rotated = _rotate(*tables, tensors, False, implementation)
     return rotated[0] if key is None else (rotated[0], rotated[1])
 
 
 class _Rotation(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, cos: Tensor, sin: Tensor, rows_per_sample: int, implementation: str, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(cos, sin)
-        ctx.rows_per_sample, ctx.implementation = rows_per_sample, implementation
-        return tuple(_rotate(cos, sin, rows_per_sample, tensors, False, implementation))
+    """Linear, so its gradient is itself, transposed."""
 
     @staticmethod
-    @once_differentiable
+    def forward(
+        ctx: Any,
+        cos: Tensor,
+        sin: Tensor,
+        rows_per_sample: int,
+        transposed: bool,
+        implementation: str,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin)
+        ctx.form = (rows_per_sample, transposed, implementation)
+        return tuple(_rotate(cos, sin, rows_per_sample, tensors, transposed, implementation))
+
+    @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        back = _rotate(cos, sin, ctx.rows_per_sample, gradients, True, ctx.implementation)
-        return None, None, None, None, *back
+        rows_per_sample, transposed, implementation = ctx.form
+        back = _Rotation.apply(
+            *ctx.saved_tensors, rows_per_sample, not transposed, implementation, *gradients
+        )
+        return None, None, None, None, None, *back
 
 
 def _rotate(
@@ -92,6 +101,8 @@ def _rotate(
 
 def check(rope: Rope3D, tensors: Sequence[Tensor], names: Sequence[str] = ("query", "key")) -> None:
     """Raise the errors of `rope_3d`."""
+    if not isinstance(rope, Rope3D):
+        raise TypeError(f"rope: expected a Rope3D, got {type(rope).__name__}")
     query = tensors[0]
     for name, x in zip(names, tensors, strict=False):
         if x.ndim not in (3, 4):

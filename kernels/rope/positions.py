@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime import library
 from .tables import Tables
 
 PAIRINGS = ("tiled", "interleaved")
@@ -30,12 +31,13 @@ class Rope3D:
         fractional. Not differentiable.
     base: of the frequencies.
     table: how far the published code rounds the angles. "float32": all in float32. "hf": the exponents j / (S/2) in
-        the dtype of the query, the rest in float32 (transformers). "fair_autocast": the exponents, frequencies,
-        angles, cosines and sines in the dtype of the query, only the power in float32 (facebookresearch/vjepa2 under
-        CUDA autocast). For float32 queries all three are the same.
+        the dtype of the query, the rest in float32 (transformers under CUDA autocast). "fair_autocast": the exponents,
+        frequencies, angles, cosines and sines in the dtype of the query, only the power in float32
+        (facebookresearch/vjepa2 under CUDA autocast). For float32 queries all three are the same.
     dtype: takes the place of the dtype of the query in `table`; float64 makes all tables in float64, for references.
 
-    The tables are made on first use and kept: give every layer the same object.
+    The tables are made on first use and kept: give every layer the same object, and other positions an object of their
+    own, as what is later written into `positions` is not seen.
 
     Raises ValueError or TypeError for positions or settings that do not fit.
     """
@@ -49,6 +51,8 @@ class Rope3D:
 
     def __post_init__(self) -> None:
         positions = self.positions
+        if not isinstance(positions, Tensor):
+            raise TypeError(f"positions: expected a tensor, got {type(positions).__name__}")
         if positions.ndim not in (2, 3) or positions.shape[-1] != AXES:
             raise ValueError(
                 f"positions: expected [N, 3], [B, N, 3] or [T, 3] (frame, row, column), got {list(positions.shape)}"
@@ -59,28 +63,27 @@ class Rope3D:
             raise ValueError(f"pairing: expected one of {', '.join(PAIRINGS)}, got {self.pairing!r}")
         if self.table not in TABLES:
             raise ValueError(f"table: expected one of {', '.join(TABLES)}, got {self.table!r}")
-        if not self.base > 0:
-            raise ValueError(f"base: expected a number above 0, got {self.base}")
+        if not isinstance(self.base, (int, float)) or not self.base > 0:
+            raise ValueError(f"base: expected a number above 0, got {self.base!r}")
 
     def tables(self, head_dim: int, dtype: torch.dtype = torch.float32) -> Tables:
         """For queries and keys of `head_dim` (even) and `dtype`."""
         rounding = self.dtype or dtype
         if self.table == "float32" and self.dtype != torch.float64:
             rounding = torch.float32
+        rows_per_sample = 0 if self.positions.ndim == 2 else self.positions.shape[1]
+        settings = (head_dim, self.pairing, self.base, self.table, rounding)
         made = self._made.get((head_dim, rounding))
+        if made is None and library.as_node(self.positions):
+            # Not kept: a graph that filled the cache would be compiled anew at its second call, which finds it filled.
+            return Tables(
+                *torch.ops.jepa_fast.rope_3d_tables(self.positions.detach(), *settings), rows_per_sample
+            )
         if made is None:
-            if torch.compiler.is_compiling():
-                cos, sin = torch.ops.jepa_fast.rope_3d_tables(
-                    self.positions, head_dim, self.pairing, self.base, self.table, rounding
-                )
-            else:
-                cos, sin = cosines_and_sines(
-                    self.positions, head_dim, self.pairing, self.base, self.table, rounding
-                )
-            made = Tables(cos, sin, 0 if self.positions.ndim == 2 else self.positions.shape[1])
-            # A graph that filled the cache would be compiled anew at its second call, which finds it filled.
-            if not torch.compiler.is_compiling():
-                self._made[head_dim, rounding] = made
+            # Tables out of inference mode could not be saved for a backward later on.
+            with torch.inference_mode(False):
+                made = Tables(*cosines_and_sines(self.positions, *settings), rows_per_sample)
+            self._made[head_dim, rounding] = made
         return made
 
 

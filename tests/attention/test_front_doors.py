@@ -73,6 +73,11 @@ def test_sdpa_refusals() -> None:
     ):
         with pytest.raises(error, match=message):
             scaled_dot_product_attention(query, key, value, **options)
+    for shape in ((49, 60), (3, 50, 60), (1, 2, 4, 50, 60)):
+        with pytest.raises(ValueError, match="attn_mask: expected a shape that broadcasts to"):
+            scaled_dot_product_attention(query, key, value, mask.new_ones(shape).bool())
+    with pytest.raises(ValueError, match=r"key: expected \[B, H, N, D\] or \[H, N, D\] like query, got"):
+        scaled_dot_product_attention(query, key[0], value)
     with pytest.raises(ValueError, match="key: expected 4 heads of query, or enable_gqa=True, got 2"):
         scaled_dot_product_attention(query, key[:, :2], value[:, :2])
 
@@ -84,10 +89,18 @@ def test_flash_attention_varlen() -> None:
     assert torch.equal(flash_attn_varlen_func(*arguments), masked_attention(q, k, v, mask=mask))
     scaled = flash_attn_varlen_func(*arguments, softmax_scale=0.5)
     assert torch.equal(scaled, masked_attention(q, k, v, mask=mask, scale=0.5))
-    for options, message in (
+    # Every argument of flash-attn 2 by place, with its default.
+    by_place = (0.0, 0.5, False, (-1, -1), 0.0, None, True, False, None)
+    assert torch.equal(flash_attn_varlen_func(*arguments, *by_place), scaled)
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"dropout_p": 0.2}, "dropout_p: expected 0.0"),
-        ({"deterministic": True}, "deterministic: call torch.use_deterministic_algorithms"),
-    ):
+        ({"window_size": (8, 0)}, r"window_size: expected \(-1, -1\)"),
+        ({"softcap": 30.0}, "softcap: expected 0.0"),
+        ({"alibi_slopes": torch.ones(4)}, "alibi_slopes: expected None"),
+        ({"return_attn_probs": True}, "return_attn_probs: expected False"),
+        ({"block_table": torch.zeros(3, 1)}, "block_table: expected None"),
+    )
+    for options, message in refused:
         with pytest.raises(ValueError, match=message):
             flash_attn_varlen_func(*arguments, **options)
 

@@ -64,7 +64,7 @@ def test_lists_by_key_hold_the_same_blocks() -> None:
 
 def test_bad_dense_masks() -> None:
     good = torch.ones(4, 4, dtype=torch.bool)
-    with pytest.raises(TypeError, match=r"mask: expected bool, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"mask: expected a tensor of bool, got torch\.float32"):
         BlockSparse.from_dense(good.float())
     with pytest.raises(
         ValueError, match=r"mask: expected \[Nq, Nk\] with up to two dimensions before, got \[4\]"

@@ -58,7 +58,10 @@ def test_other_head_dims(draw: Draw, hold: Hold, implementation: str, head_dim: 
     hold(draw("block_sparse", head_dim, "tiled" if head_dim % 2 == 0 else None), implementation)
 
 
-@pytest.mark.parametrize("block_size", [(16, 32), (32, 64), (48, 96), (128, 128), (256, 32)])
+@pytest.mark.parametrize(
+    "block_size",
+    [(16, 32), (32, 64), (48, 96), (128, 128), (160, 64), (176, 32), (208, 64), (256, 32), (304, 96)],
+)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_sparse_block_sizes(draw: Draw, hold: Hold, implementation: str, block_size: tuple[int, int]) -> None:
     hold(draw("block_sparse", 32, lengths=(300, 290), block_size=block_size), implementation)

@@ -36,6 +36,16 @@ def test_reference_is_scaled_dot_product_attention(
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [16, 40, 80, 104, 128])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_what_is_not_finite_stays_in_its_row(implementation: str, head_dim: int, dtype: torch.dtype) -> None:
+    query, key, value = (torch.randn(3, 8, 1, head_dim).to(dtype) for _ in range(3))
+    query[0, 3, 0, -3] = torch.inf
+    out = masked_attention(query, key, value, implementation=implementation)
+    assert out.isnan().any(-1).nonzero().tolist() == [[0, 3, 0]]
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_packed_sequences_are_as_if_alone(
     draw: Draw, gradients: Callable[..., tuple[Tensor, ...]], implementation: str
@@ -188,8 +198,14 @@ def bad_calls() -> list[Any]:
         ((p, p, p), {"mask": good, "rope": Rope3D(positions)}, ValueError, r"positions: expected \[6, 3\] for query"),
         ((x, x, x), {"rope": Rope3D(positions.to("meta"))}, ValueError, "positions: expected device cpu of query"),
         ((x[..., :7],) * 3, {"rope": Rope3D(positions)}, ValueError, "query: expected an even head_dim, got 7"),
-        ((x, x, x), {"mask": BlockCausal(0)}, ValueError, "block_size: expected at least 1 token, got 0"),
-        ((x, x, x), {"mask": BlockCausal(2, -1)}, ValueError, "query_offset: expected at least 0, got -1"),
+        ((x, x, x), {"mask": BlockCausal(0)}, ValueError, "block_size: expected 1 to"),
+        ((x, x, x), {"mask": BlockCausal(2**31)}, ValueError, "block_size: expected 1 to"),
+        ((x, x, x), {"mask": BlockCausal(2.0)}, TypeError, "block_size: expected an int, got float"),
+        ((x, x, None), {}, TypeError, "value: expected a tensor, got NoneType"),
+        ((x, x, x), {"rope": (Rope3D(positions),)}, TypeError, "rope: expected None, a Rope3D or a pair of them"),
+        ((x, x, x), {"rope": positions}, TypeError, "rope: expected None, a Rope3D or a pair of them, got Tensor"),
+        ((p, p, p), varlen(starts, max_q=6.0), TypeError, "max_seqlen_q: expected an int, got float"),
+        ((x, x, x), {"mask": BlockCausal(2, -1)}, ValueError, "query_offset: expected 0 to"),
         (
             (x, x, x),
             {"mask": BlockSparse.from_dense(torch.ones(5, 6, dtype=torch.bool))},
@@ -217,7 +233,7 @@ def bad_calls() -> list[Any]:
             r"cu_seqlens_q: expected values that never fall, got 3 after 4 at \[2\]",
         ),
         ((p, p, p), varlen(starts, max_k=3), ValueError, "max_seqlen_k: expected at least 4, the length of sequence 1"),
-        ((p, p, p), varlen(starts, max_q=-1), ValueError, "max_seqlen_q: expected at least 0, got -1"),
+        ((p, p, p), varlen(starts, max_q=-1), ValueError, "max_seqlen_q: expected 0 to"),
         (
             (x, x, x),
             {"mask": torch.ones(4, 4, dtype=torch.bool)},

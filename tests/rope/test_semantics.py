@@ -23,6 +23,24 @@ def test_gradcheck(draw: Draw, layout: str, pairing: str) -> None:
     assert torch.autograd.gradcheck(lambda q: rope_3d(q, rope), leaves[:1])
 
 
+@pytest.mark.parametrize("pairing", ["tiled", "interleaved"])
+def test_second_derivative(draw: Draw, pairing: str) -> None:
+    query, _, rope = draw(8, torch.float64, pairing, heads=(2, 1), tokens=3)
+    assert torch.autograd.gradgradcheck(lambda q: rope_3d(q, rope).pow(3), [query.requires_grad_()])
+
+
+def test_tables_of_inference_mode_serve_in_training(draw: Draw) -> None:
+    query, _, rope = draw()
+    with torch.inference_mode():
+        own = Rope3D(rope.positions + 0)
+        expected = [rope_3d(query, positions) for positions in (rope, own)]
+    leaf = query.clone().requires_grad_()
+    for positions, before in zip((rope, own), expected, strict=True):
+        out = rope_3d(leaf, positions)
+        out.sum().backward()
+        assert torch.equal(out, before)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_empty(implementation: str) -> None:
     for shape in ((2, 0, 4, 8), (0, 5, 4, 8), (2, 5, 0, 8), (0, 4, 8)):

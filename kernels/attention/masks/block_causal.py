@@ -7,6 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .base import check_integer
+
 
 @dataclass(frozen=True)
 class BlockCausal:
@@ -35,10 +37,8 @@ class BlockCausal:
         return cls(integers[0], integers[1])
 
     def check(self, query: Tensor, key: Tensor) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"block_size: expected at least 1 token, got {self.block_size}")
-        if self.query_offset < 0:
-            raise ValueError(f"query_offset: expected at least 0, got {self.query_offset}")
+        check_integer("block_size", self.block_size, least=1)
+        check_integer("query_offset", self.query_offset)
 
     def visible(self, query: int, key_length: int) -> int:
         """How many keys, from the first on, the query with this index sees."""

@@ -64,12 +64,15 @@ class BlockSparse:
 
         Raises TypeError for another dtype, ValueError for another rank or block size.
         """
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask: expected bool, got {mask.dtype}")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask: expected a tensor of bool, got {got}")
         if not 2 <= mask.ndim <= 4:
             raise ValueError(
                 f"mask: expected [Nq, Nk] with up to two dimensions before, got {list(mask.shape)}"
             )
+        if not isinstance(block_size, (tuple, list)) or [type(size) for size in block_size] != [int, int]:
+            raise TypeError(f"block_size: expected two ints (queries, keys), got {block_size!r}")
         block_q, block_k = block_size
         if block_q < 16 or block_q % 16 or block_k < WORD_BITS or block_k % WORD_BITS:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import device_error
+from .base import MOST, check_integer, device_error
 
 CHECK_VARIABLE = "JEPA_FAST_CHECK"
 
@@ -47,11 +47,15 @@ class Varlen:
         """From lengths on the host, at least 0; keys have those of the queries unless given."""
 
         def offsets(name: str, lengths: Sequence[int]) -> Tensor:
-            shortest = min(lengths, default=0)
+            shortest, total = min(lengths, default=0), sum(lengths)
             if shortest < 0:
                 raise ValueError(f"{name}: expected lengths of at least 0, got {shortest}")
-            starts = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
-            return starts.to(torch.int32).to(device, non_blocking=True)
+            if total > MOST:
+                raise ValueError(f"{name}: expected a sum of at most 2**30, got {total}")
+            starts = torch.tensor([0, *lengths])
+            if starts.is_floating_point():
+                raise TypeError(f"{name}: expected ints, got {starts.dtype}")
+            return starts.cumsum(0).to(torch.int32).to(device, non_blocking=True)
 
         keys = lengths_q if lengths_k is None else lengths_k
         if len(keys) != len(lengths_q):
@@ -72,6 +76,8 @@ class Varlen:
 
     def check(self, query: Tensor, key: Tensor) -> None:
         for name, cu_seqlens in (("cu_seqlens_q", self.cu_seqlens_q), ("cu_seqlens_k", self.cu_seqlens_k)):
+            if not isinstance(cu_seqlens, Tensor):
+                raise TypeError(f"{name}: expected an int32 tensor, got {type(cu_seqlens).__name__}")
             if cu_seqlens.dtype != torch.int32:
                 raise TypeError(f"{name}: expected int32, got {cu_seqlens.dtype}")
             if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1 or not cu_seqlens.is_contiguous():
@@ -87,8 +93,7 @@ class Varlen:
                 f"got {self.cu_seqlens_k.shape[0]}"
             )
         for name, length in (("max_seqlen_q", self.max_seqlen_q), ("max_seqlen_k", self.max_seqlen_k)):
-            if length < 0:
-                raise ValueError(f"{name}: expected at least 0, got {length}")
+            check_integer(name, length)
 
     def check_values(self, total_q: int, total_k: int) -> None:
         """On the CPU raise ValueError for values that do not fit. Elsewhere, if `JEPA_FAST_CHECK=1`, assert on the
