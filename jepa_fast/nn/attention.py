@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from jepa_fast.kernels.attention.api import masked_attention
 from jepa_fast.kernels.attention.masks import Mask
 from jepa_fast.kernels.rope.positions import Rope3D
+from jepa_fast.kernels.runtime.derivative import differentiable_once
 
 from .fused import FusedModule
 from .layers import Linear
@@ -40,7 +40,7 @@ class _SoftmaxAttention(torch.autograd.Function):
         return out.transpose(1, 2).reshape(batch, num_queries, heads * dim)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("Attention")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         query, key, value, probability = ctx.saved_tensors
         batch, tokens, _, heads, dim = ctx.shape

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from jepa_fast.kernels.layer_norm.api import add_layer_norm, layer_norm
+from jepa_fast.kernels.runtime.derivative import differentiable_once
 from jepa_fast.kernels.runtime.products import cast_parameter, linear
 
 from .fused import FusedModule
@@ -37,7 +37,7 @@ class _Linear(torch.autograd.Function):
         return linear(x, weight, cast_parameter(bias, x.dtype))
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("Linear")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad_x = grad @ weight if ctx.needs_input_grad[0] else None

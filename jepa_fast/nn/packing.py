@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from jepa_fast.kernels.attention.masks import Varlen
+from jepa_fast.kernels.runtime.derivative import differentiable_once
 from jepa_fast.masks import Ragged
 
 KEPT = 64  # layouts of lengths that were seen, so that static shapes copy nothing to the device
@@ -131,7 +131,7 @@ class Interleave(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("Interleave")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         joined: Joined = ctx.joined
         of_context = grad[joined.context]

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import collective, library
 from ..runtime.choice import Explanation, Operation
+from ..runtime.derivative import differentiable_once
 from .settings import (
     BARLOW,
     BARLOW_FORMS,
@@ -242,7 +242,8 @@ class _Covariance(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:2])
         views = _views(z_a, z_b)
         ctx.dtype, ctx.factor, ctx.arguments = z_a.dtype, factor, (settings, group, implementation)
-        if torch.compiler.is_compiling():
+        ctx.compiled = library.as_node(z_a)
+        if ctx.compiled:
             loss, deviation, rank, *found = torch.ops.jepa_fast.covariance_terms(
                 z_a, z_b, *settings, wanted, implementation
             )
@@ -252,12 +253,11 @@ class _Covariance(torch.autograd.Function):
             loss, deviation, rank, gradients = _evaluate(views, settings, wanted, group, implementation)
             ctx.gradients = gradients
             ctx.save_for_backward(*views)
-        ctx.compiled = torch.compiler.is_compiling()
         ctx.mark_non_differentiable(deviation, rank)
         return loss, deviation, rank
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("covariance")
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         upstream = upstream * ctx.factor if ctx.factor != 1 else upstream
         if ctx.compiled:

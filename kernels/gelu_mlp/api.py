@@ -5,10 +5,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
+from ..runtime.derivative import differentiable_once
 from ..runtime.products import cast_parameter, linear
 
 __all__ = ["gelu_mlp"]
@@ -48,7 +48,7 @@ def gelu_mlp(
     _check(x, w1, b1, w2, b2)
     dtype = _compute_dtype(x)
     x = x.to(dtype)
-    if torch.compiler.is_compiling():
+    if library.as_node(x):
         before = F.linear(x, w1.to(dtype), b1.to(dtype))
         return F.linear(torch.ops.jepa_fast.gelu(before, implementation), w2.to(dtype), b2.to(dtype))
     module = OPERATION.choose(implementation, x.device, dtype, w1.shape[0])
@@ -72,7 +72,7 @@ class _GELUMLP(torch.autograd.Function):
         return linear(after, w2, b2)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("gelu_mlp")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.consumed:
             raise RuntimeError(

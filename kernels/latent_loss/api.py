@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
+from ..runtime.derivative import differentiable_once
 from . import reference
 from .index import check_values
 from .settings import Settings
@@ -78,7 +78,7 @@ class _LatentLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(prediction, target, index)
         ctx.settings, ctx.implementation, ctx.gradient = settings, implementation, None
-        if torch.compiler.is_compiling() or prediction.device.type != "cpu":
+        if library.as_node(prediction) or prediction.device.type != "cpu":
             return _forward(prediction, target, index, settings, implementation)
         # The loss is nearly always the root of the graph, where the upstream gradient is 1. On the CPU that can be
         # seen without waiting, so the same pass over the rows leaves the gradient, too.
@@ -87,7 +87,7 @@ class _LatentLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("latent_prediction_loss")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None  # handed over once; a second backward forms it anew
         if gradient is None or upstream != 1.0:
@@ -99,7 +99,7 @@ class _LatentLoss(torch.autograd.Function):
 def _forward(
     prediction: Tensor, target: Tensor, index: Tensor | None, settings: Settings, implementation: str
 ) -> Tensor:
-    if torch.compiler.is_compiling():
+    if library.as_node(prediction):
         return torch.ops.jepa_fast.latent_loss_forward(prediction, target, index, *settings, implementation)
     return _evaluate(prediction, target, index, settings, implementation, None)[0]
 
@@ -112,7 +112,7 @@ def _backward(
     settings: Settings,
     implementation: str,
 ) -> Tensor | None:
-    if torch.compiler.is_compiling():
+    if library.as_node(prediction):
         return torch.ops.jepa_fast.latent_loss_backward(
             upstream, prediction, target, index, *settings, implementation
         )
@@ -146,7 +146,7 @@ def _differentiable_in_target(
             f"implementation: {implementation} cannot serve latent_loss: target requires gradients, which only the "
             "reference computes; pass target.detach() for the usual stop-gradient"
         )
-    if not torch.compiler.is_compiling():
+    if not library.as_node(prediction):
         check_values(index, target)
     return reference.loss(prediction, target, index, settings)
 

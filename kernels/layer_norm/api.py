@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
+from ..runtime.derivative import differentiable_once
 from .branch import Branch
 from .check import check, check_branch
 
@@ -46,7 +46,7 @@ def layer_norm(
     dtype = _result_dtype(x, dtype)
     check(x, "x", weight, bias, eps, dtype)
     tensors = (x, None, weight, bias, None, None, None)
-    if torch.compiler.is_compiling():
+    if library.as_node(tensors[0]):
         return torch.ops.jepa_fast.layer_norm_forward(*tensors, eps, dtype, implementation)[0]
     if _wants_gradient(*tensors):
         return _LayerNorm.apply(*tensors, eps, dtype, implementation)
@@ -97,7 +97,7 @@ def add_layer_norm(
     check(residual, "residual", weight, bias, eps, dtype)
     check_branch(x, residual, update_bias, layer_scale, drop_path)
     tensors = (residual, x, weight, bias, update_bias, layer_scale, drop_path)
-    if torch.compiler.is_compiling():
+    if library.as_node(tensors[0]):
         return torch.ops.jepa_fast.layer_norm_forward(*tensors, eps, dtype, implementation)[:2]
     if _wants_gradient(*tensors):
         return _LayerNorm.apply(*tensors, eps, dtype, implementation)
@@ -141,7 +141,7 @@ class _LayerNorm(torch.autograd.Function):
         return outputs[0] if update is None else outputs[:2]
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("layer_norm")
     def backward(
         ctx: Any, grad_normalized: Tensor | None, grad_new_residual: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
+from ..runtime.derivative import differentiable_once
 from ..token_routing.gathers import scatter
 from .operation import OPERATION, as_told
 from .source import Source, source_of
@@ -35,7 +35,7 @@ def embed_tokens(
 ) -> Tensor:
     """`masked_patch_embed` after its checks; pixels require no gradient, rows may."""
     tensors = (pixels, weight, bias, index, position)
-    if torch.compiler.is_compiling():
+    if library.as_node(pixels):
         return torch.ops.jepa_fast.patch_embed(*tensors, *form, out_dtype)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _PatchEmbed.apply(*tensors, form, out_dtype)
@@ -133,7 +133,7 @@ class _PatchEmbed(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("patch_embed")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         asked = ctx.needs_input_grad
         pixels, rows, weight, index = ctx.saved_tensors

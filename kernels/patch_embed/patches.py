@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
+from ..runtime.derivative import differentiable_once
 from .operation import OPERATION
 from .source import source_of, unpatchify
 
@@ -23,7 +23,7 @@ def form_rows(
     implementation: str,
 ) -> Tensor:
     """`patchify` after its checks."""
-    if torch.compiler.is_compiling():
+    if library.as_node(pixels):
         return torch.ops.jepa_fast.patchify(pixels, patch_size, mean, std, dtype, implementation)
     if pixels.requires_grad and torch.is_grad_enabled():
         return _Patchify.apply(pixels, patch_size, mean, std, dtype, implementation)
@@ -62,7 +62,7 @@ class _Patchify(torch.autograd.Function):
         return _patchify(*arguments)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("patchify")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _patchify_backward(grad, *ctx.form), None, None, None, None, None
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from ..runtime import collective, library
 from ..runtime.choice import Explanation, Operation
+from ..runtime.derivative import differentiable_once
 from .settings import VARIANTS, Settings
 
 __all__ = ["sigreg_loss"]
@@ -105,7 +105,7 @@ class _SIGReg(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("sigreg_loss")
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None
@@ -122,7 +122,7 @@ def _forward(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     arguments = (x, directions, counter, seed, *settings, group_name, wants_gradient, implementation)
-    if torch.compiler.is_compiling():
+    if library.as_node(x):
         return torch.ops.jepa_fast.sigreg(*arguments)
     return _evaluate(*arguments)
 

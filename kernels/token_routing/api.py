@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..attention.masks import Varlen
+from ..runtime import library
 from ..runtime.choice import Explanation
 from .assembly import Assembly, assemble
 from .checks import check_assembly, check_tokens
@@ -129,7 +130,7 @@ def assemble_predictor_tokens(
         context, context_index, target_index, position, mask_token, num_context,
         promoted(tensors) if dtype is None else dtype, implementation,
     )  # fmt: skip
-    if torch.compiler.is_compiling():
+    if library.as_node(context):
         return torch.ops.jepa_fast.assemble_predictor_tokens(*arguments)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return Assembly.apply(*arguments)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
+from ..runtime.derivative import differentiable_once
 from .gathers import scatter as scatter_rows
 from .operation import OPERATION, accumulated, rows_of
 
@@ -106,7 +106,7 @@ class Assembly(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("assemble_predictor_tokens")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _assembly_gradients(ctx, grad, assemble_backward, scatter_rows)
 

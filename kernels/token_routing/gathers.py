@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..runtime import library
+from ..runtime.derivative import differentiable_once
 from .checks import check_gather
 from .operation import OPERATION, accumulated, promoted, rows_of
 
@@ -24,7 +24,7 @@ def gather_all(
     if dtype is None:
         dtype = promoted([x] if position is None else [x, position])
     given = list(indices.values())
-    if torch.compiler.is_compiling():
+    if library.as_node(x):
         return torch.ops.jepa_fast.gather_tokens(x, given, position, dtype, implementation)
     wanted = x.requires_grad or (position is not None and position.requires_grad)
     if torch.is_grad_enabled() and wanted:
@@ -107,7 +107,7 @@ class _Gather(torch.autograd.Function):
         return _gather(x, indices, position, dtype, implementation)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("gather_tokens")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         indices, wanted = ctx.saved_tensors, ctx.needs_input_grad[:2]
         found = _gather_gradients(scatter, grad, indices, ctx.source, wanted, ctx.implementation)
