@@ -23,6 +23,7 @@ from jepa_fast.bench.measure.sides import (
 from jepa_fast.bench.measure.statistics import Interval, Verdict, judge_change
 
 Failure = Literal["slower", "unconfirmed", "failed", "gone"]
+Key = tuple[str, str, str, str, str]  # of a row: its case, then its baseline
 MOVED: tuple[Verdict, ...] = ("slower", "faster")
 FAILURES: tuple[Failure, ...] = ("slower", "unconfirmed", "failed", "gone")
 
@@ -185,9 +186,16 @@ def record_changes(
     """
     before, after = _rows(old), _rows(new)
     second = {} if again is None else _rows(again)
+    broken = _broken(before, after)
+    told = set()
     for key in {**before, **after}:
         case = key[:4]
         if budgets.skipped(*case):
+            continue
+        if case in broken:
+            if case not in told:
+                told.add(case)
+                yield broken[case]
             continue
         allowed = budgets.slower_of(*case)
         if key not in before or key not in after:
@@ -217,8 +225,22 @@ def differing_fields(old: Machine, new: Machine) -> list[str]:
     ]
 
 
-def _rows(record: Record) -> Mapping[tuple[str, str, str, str, str], Row]:
+def _rows(record: Record) -> Mapping[Key, Row]:
     return {(row.suite, row.op, row.shape, row.dtype, row.baseline): row for row in record.rows}
+
+
+def _broken(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> dict[CaseName, Change]:
+    """The cases that failed as a whole, each as one change. Such a case is a single row without a baseline, which
+    stands for all the rows that the other record has of it."""
+    found: dict[CaseName, Change] = {}
+    for key, row in after.items():
+        if row.reason and not row.baseline:
+            found[key[:4]] = _named(key[:4], status="failed", note=f"NEW: {row.reason}")
+    there = {key[:4] for key in after}
+    for key, row in before.items():
+        if row.reason and not row.baseline and key[:4] in there and key[:4] not in found:
+            found[key[:4]] = _named(key[:4], status="new", note=f"OLD: {row.reason}")
+    return found
 
 
 def _from_rows(old: Row, new: Row, allowed: float) -> Change:

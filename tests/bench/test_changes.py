@@ -136,6 +136,21 @@ class TestRecords:
         assert found["two"].note == "NEW: no library"
         assert summary(list(found.values())) == "1 failed, 1 gone, 1 new"
 
+    def test_a_case_that_failed_as_a_whole_stands_for_all_its_rows(
+        self, make_row: MakeRow, make_record: MakeRecord
+    ) -> None:
+        whole = make_record(make_row(baseline="I-JEPA loop"), make_row(baseline="_foreach_lerp_"))
+        broken = make_record(make_row(baseline="", reason="output 0: too wrong", time=None, ratio=None))
+        for old, new, status, note in (
+            (whole, broken, "failed", "NEW: output 0: too wrong"),
+            (broken, whole, "new", "OLD: output 0: too wrong"),
+            (broken, broken, "failed", "NEW: output 0: too wrong"),
+        ):
+            (change,) = record_changes(old, new, Budgets())
+            assert (change.status, change.note) == (status, note)
+        (change,) = record_changes(whole, broken, Budgets())
+        assert change.failure == "failed"
+
     def test_markdown_shows_the_slow_ones_first_and_escapes(
         self, make_row: MakeRow, make_record: MakeRecord
     ) -> None:
