@@ -23,7 +23,7 @@ from jepa_fast.bench.measure.sides import (
 from jepa_fast.bench.measure.statistics import Interval, Verdict, judge_change
 
 Failure = Literal["slower", "unconfirmed", "failed", "gone"]
-Key = tuple[str, str, str, str, str]  # of a row: its case, then its baseline
+Key = tuple[str, str, str, str, str, str]  # of a row: its case, then its device and its baseline
 MOVED: tuple[Verdict, ...] = ("slower", "faster")
 FAILURES: tuple[Failure, ...] = ("slower", "unconfirmed", "failed", "gone")
 
@@ -56,6 +56,7 @@ class Change(msgspec.Struct, kw_only=True):
     op: str
     shape: str
     dtype: str
+    device: str = ""
     baseline: str = ""
     old: Times | None = None
     new: Times | None = None
@@ -189,20 +190,21 @@ def record_changes(
     broken = _broken(before, after)
     told = set()
     for key in {**before, **after}:
-        case = key[:4]
+        case, place = key[:4], key[:5]
         if budgets.skipped(*case):
             continue
-        if case in broken:
-            if case not in told:
-                told.add(case)
-                yield broken[case]
+        if place in broken:
+            if place not in told:
+                told.add(place)
+                yield broken[place]
             continue
         allowed = budgets.slower_of(*case)
         if key not in before or key not in after:
             status: Literal["gone", "new"] = "gone" if key in before else "new"
             yield replace(
                 _named(case, status=status, note=f"only in {'OLD' if status == 'gone' else 'NEW'}"),
-                baseline=key[4],
+                device=key[4],
+                baseline=key[5],
             )
             continue
         change = _from_rows(before[key], after[key], allowed)
@@ -226,20 +228,22 @@ def differing_fields(old: Machine, new: Machine) -> list[str]:
 
 
 def _rows(record: Record) -> Mapping[Key, Row]:
-    return {(row.suite, row.op, row.shape, row.dtype, row.baseline): row for row in record.rows}
+    return {(row.suite, row.op, row.shape, row.dtype, row.device, row.baseline): row for row in record.rows}
 
 
-def _broken(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> dict[CaseName, Change]:
-    """The cases that failed as a whole, each as one change. Such a case is a single row without a baseline, which
-    stands for all the rows that the other record has of it."""
-    found: dict[CaseName, Change] = {}
+def _broken(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> dict[tuple[str, ...], Change]:
+    """By case and device what failed as a whole, each as one change. Such a case is a single row without a baseline,
+    which stands for all the rows that the other record has of it."""
+    found: dict[tuple[str, ...], Change] = {}
     for key, row in after.items():
         if row.reason and not row.baseline:
-            found[key[:4]] = _named(key[:4], status="failed", note=f"NEW: {row.reason}")
-    there = {key[:4] for key in after}
+            change = _named(key[:4], status="failed", note=f"NEW: {row.reason}")
+            found[key[:5]] = replace(change, device=row.device)
+    there = {key[:5] for key in after}
     for key, row in before.items():
-        if row.reason and not row.baseline and key[:4] in there and key[:4] not in found:
-            found[key[:4]] = _named(key[:4], status="new", note=f"OLD: {row.reason}")
+        if row.reason and not row.baseline and key[:5] in there and key[:5] not in found:
+            change = _named(key[:4], status="new", note=f"OLD: {row.reason}")
+            found[key[:5]] = replace(change, device=row.device)
     return found
 
 
@@ -249,6 +253,7 @@ def _from_rows(old: Row, new: Row, allowed: float) -> Change:
         op=new.op,
         shape=new.shape,
         dtype=new.dtype,
+        device=new.device,
         baseline=new.baseline,
         old=old.time,
         new=new.time,

@@ -39,6 +39,15 @@ def table(changes: Sequence[Change]) -> Table:
     return found
 
 
+def label(change: Change, *, suite: bool = False) -> str:
+    """How a line names it; a CPU, which most runs are on, is left out."""
+    parts = (change.suite if suite else "", change.op, change.shape, change.dtype)
+    case = ", ".join(part for part in parts if part)
+    if change.device not in ("", "cpu"):
+        case += f" on {change.device}"
+    return f"{case} (by {change.baseline})" if change.baseline else case
+
+
 def ordered(changes: Sequence[Change]) -> list[Change]:
     """Those with figures, slowdowns first, the largest change first."""
     timed = [change for change in changes if change.ratio is not None]
@@ -48,7 +57,7 @@ def ordered(changes: Sequence[Change]) -> list[Change]:
 def untimed(changes: Sequence[Change]) -> list[str]:
     """One line for every case without figures."""
     return [
-        f"{change.status}: {', '.join(part for part in change.case if part)}: {change.note}"
+        f"{change.status}: {label(change, suite=True)}: {change.note}"
         for change in changes
         if change.ratio is None
     ]
@@ -86,9 +95,6 @@ def _markdown_table(changes: Sequence[Change]) -> str:
 
 
 def _cells(change: Change) -> list[str]:
-    case = f"{change.op}, {change.shape}, {change.dtype}"
-    if change.baseline:
-        case += f" (by {change.baseline})"
     old, new = (duration(times.median) if times else "" for times in (change.old, change.new))
     verdict: str = change.verdict or ""
     if change.verdict in ("slower", "faster") and change.confirmed is not True:
@@ -101,7 +107,7 @@ def _cells(change: Change) -> list[str]:
     if None not in sizes and sizes[0] != sizes[1]:
         verdict += f"; memory {memory(sizes[0] or 0)} to {memory(sizes[1] or 0)}"
     ratio = f"{change.ratio:.2f} [{change.low:.2f}, {change.high:.2f}]"
-    return [case, old, new, ratio, f"{(change.floor or 1.0) - 1:.1%}", verdict]
+    return [label(change), old, new, ratio, f"{(change.floor or 1.0) - 1:.1%}", verdict]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -55,22 +55,27 @@ def record_paths(results: Path) -> list[Path]:
 
 
 def newest(records: Mapping[Path, Record], *, with_all: bool = False) -> dict[Path, Record]:
-    """The records in order of machine and time, each with the suites alone that no later one has run again.
+    """The records in order of machine and time, each with the suites alone that no later one has run again
+    on the same device.
 
     with_all: also the rows that are no comparison, or could not be timed.
     """
     kept: dict[Path, Record] = {}
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for path, record in sorted(records.items(), key=lambda item: item[1].created, reverse=True):
         name = record.machine.short_name
         rows = [
             row
             for row in record.rows
-            if (with_all or row.ratio is not None) and (name, row.suite) not in seen
+            if (with_all or row.ratio is not None) and (name, row.suite, row.device) not in seen
         ]
         if rows:
             kept[path] = replace(record, rows=rows)
-        seen |= {(name, row.suite) for row in record.rows if row.ratio is not None or row.time is not None}
+        seen |= {
+            (name, row.suite, row.device)
+            for row in record.rows
+            if row.ratio is not None or row.time is not None
+        }
     return dict(sorted(kept.items(), key=lambda item: (item[1].machine.short_name, item[1].created)))
 
 
@@ -78,8 +83,10 @@ def section(path: Path, record: Record) -> str:
     """One record as a heading and a Markdown table."""
     machine = record.machine
     stale = "" if machine.kernels_hash == kernels_hash() else " **Stale: the kernels have changed since.**"
+    on_gpu = machine.gpu and any(row.device.startswith("cuda") for row in record.rows)
+    place = machine.gpu if on_gpu else f"{machine.cpu}, {machine.threads} threads"
     title = (
-        f"`{record.command}` on {machine.cpu}, {machine.threads} threads, torch {machine.torch}, "
+        f"`{record.command}` on {place}, torch {machine.torch}, "
         f"{record.created:%Y-%m-%d} ([record]({path.as_posix()})).{stale}"
     )
     rows = [line(row) for row in _chosen(record.rows)]

@@ -108,7 +108,7 @@ def run(config: Compare) -> int:
     for change in failures:
         told = f"{change.ratio:.2f} times the old time" if change.ratio is not None else change.note
         console.print(
-            f"{change.failure}: {change.op}, {change.shape}, {change.dtype}: {told}",
+            f"{change.failure}: {report.label(change)}: {told}",
             style="red",
             highlight=False,
             markup=False,

@@ -19,7 +19,7 @@ from jepa_fast.bench.measure.changes import Change, confirm, measure_changes, re
 from jepa_fast.bench.measure.records import SCHEMA_VERSION
 from jepa_fast.bench.measure.sides import Side, Worker, WorkerError, compare_sides, of_turns
 from jepa_fast.bench.measure.statistics import Interval, judge_change
-from jepa_fast.bench.report.changes import markdown, summary
+from jepa_fast.bench.report.changes import markdown, summary, untimed
 from jepa_fast.commands.main import main
 
 CASE = ("latent_loss", "latent_prediction_loss", "smooth_l1 fwd+bwd, B=16 N=256 K=4x44 D=384", "float32")
@@ -150,6 +150,24 @@ class TestRecords:
             assert (change.status, change.note) == (status, note)
         (change,) = record_changes(whole, broken, Budgets())
         assert change.failure == "failed"
+
+    def test_rows_of_two_devices_are_different_rows(self, make_row: MakeRow, make_record: MakeRecord) -> None:
+        old = make_record(make_row(0.02), make_row(0.002, device="cuda"))
+        new = make_record(make_row(0.002, device="cuda"), make_row(0.02))
+        changes = list(record_changes(old, new, Budgets()))
+        assert [(change.device, change.ratio) for change in changes] == [("cpu", 1.0), ("cuda", 1.0)]
+        broken = make_record(make_row(0.02), make_row(device="cuda", baseline="", reason="no", time=None))
+        found = {change.device: change.status for change in record_changes(old, broken, Budgets())}
+        assert found == {"cpu": "", "cuda": "failed"}
+
+    def test_every_line_names_its_row(self, make_row: MakeRow, make_record: MakeRecord) -> None:
+        old = make_record(
+            *(make_row(baseline=name) for name in ("I-JEPA loop", "_foreach_lerp_")), make_row(device="cuda")
+        )
+        assert untimed(list(record_changes(old, make_record(), Budgets()))) == [
+            f"gone: ema, ema_update_, ViT-B/16 encoder, float32{where}: only in OLD"
+            for where in (" (by I-JEPA loop)", " (by _foreach_lerp_)", " on cuda (by I-JEPA loop)")
+        ]
 
     def test_markdown_shows_the_slow_ones_first_and_escapes(
         self, make_row: MakeRow, make_record: MakeRecord

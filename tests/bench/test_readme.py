@@ -50,6 +50,20 @@ def test_the_newest_row_of_every_suite_and_machine_is_shown(tmp_path: Path, resu
     assert text.index("Another CPU") < text.index("Some CPU")
 
 
+def test_a_later_run_on_the_cpu_leaves_the_figures_of_the_gpu(tmp_path: Path) -> None:
+    machine = replace(fingerprint(), gpu="Some GPU", cpu="Some CPU")
+    for day, device in ((1, "cuda"), (2, "cpu")):
+        record = dated(day, "ema")
+        rows = [replace(row, device=device) for row in record.rows]
+        save_record(replace(record, rows=rows, machine=machine), tmp_path / "results")
+    page = tmp_path / "README.md"
+    page.write_text(readme.BEGIN + readme.END)
+    readme.update(page, tmp_path / "results")
+    text = page.read_text()
+    assert text.index("on Some GPU, torch") < text.index("ema of day 1") < text.index("on Some CPU, ")
+    assert text.index("on Some CPU, ") < text.index("ema of day 2")
+
+
 def test_a_page_without_markers_is_refused(tmp_path: Path, results: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("no figures here")
