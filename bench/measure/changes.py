@@ -167,7 +167,8 @@ def confirm(*looks: Change) -> Change:
     """One case's measurements as one change: the verdict that two of them share; without a second one it stays open."""
     again = [look for look in looks[1:] if look.ratio is not None]
     if not again:
-        return replace(looks[0], confirmed=None, note="measured once")
+        told = "; ".join(part for part in (looks[0].note, "measured once") if part)
+        return replace(looks[0], confirmed=None, note=told)
     ratios = [f"{look.ratio:.2f} [{look.low:.2f}, {look.high:.2f}]" for look in again]
     told = f"measured again: {', '.join(ratios)}"
     for verdict in MOVED:
@@ -182,8 +183,8 @@ def record_changes(
 ) -> Iterator[Change]:
     """Row by row, by what each row's own baseline took in the same run: what slowed the whole machine slowed that, too.
 
-    again: a second record of the new version. Without it a slowdown is confirmed by the second series of calls that
-    each row holds, if it holds one.
+    again: a second record of the new version. Without it a slowdown stays unconfirmed: the second series of calls that
+    each row holds is of the same rounds, and repeats what disturbed that run.
     """
     before, after = _rows(old), _rows(new)
     second = {} if again is None else _rows(again)
@@ -209,12 +210,8 @@ def record_changes(
             continue
         change = _from_rows(before[key], after[key], allowed)
         if change.verdict in MOVED:
-            twins = []
-            if again is None and after[key].time_again is not None:
-                twins = [_from_rows(before[key], replace(after[key], time=after[key].time_again), allowed)]
-            elif key in second:
-                twins = [_from_rows(before[key], second[key], allowed)]
-            change = confirm(change, *twins)
+            looks = [_from_rows(before[key], second[key], allowed)] if key in second else []
+            change = confirm(change, *looks)
         yield change
 
 

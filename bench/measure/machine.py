@@ -13,6 +13,7 @@ import torch
 
 import jepa_fast.kernels
 
+BUSY_SHARE = 0.5  # of the cores: from there on a parallel op waits for cores that others hold
 KERNEL_SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh"})
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
@@ -83,6 +84,11 @@ def choose_device(name: str) -> torch.device:
 def load_average() -> float | None:
     """Programs that ran on this machine in the last minute, on average; None where the system does not tell."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def is_busy(load: float | None, machine: Machine) -> bool:
+    """Whether that load average disturbs what is timed on the machine."""
+    return load is not None and load > machine.cores * BUSY_SHARE
 
 
 def kernels_hash() -> str:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 BUDGET_S = 4.0  # of one comparison; --quick takes a quarter
 CEILINGS_S = 0.4  # of each of three measurements
-BUSY_SHARE = 0.5  # of the cores: from there on a parallel op waits for cores that others hold
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def run(config: Bench) -> int:
         from jepa_fast.bench import suites
         from jepa_fast.bench.measure import Record, fingerprint, load_average, save_record
         from jepa_fast.bench.measure.ceilings import measure_ceilings
-        from jepa_fast.bench.measure.machine import choose_device
+        from jepa_fast.bench.measure.machine import choose_device, is_busy
         from jepa_fast.bench.measure.names import check_known
         from jepa_fast.bench.measure.peers import GROUPS, NAMES, expanded, installed, missing
         from jepa_fast.bench.measure.telemetry import open_sampler
@@ -122,7 +121,7 @@ def run(config: Bench) -> int:
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
     machine, load = fingerprint(), load_average()
-    if load is not None and load > machine.cores * BUSY_SHARE:
+    if is_busy(load, machine):
         console.print(
             f"other programs keep this machine busy (load average {load:.1f} on {machine.cores} cores): times and "
             "ratios will be off",

@@ -27,7 +27,8 @@ class Compare:
     Revisions are built each in a worktree of its own and run in two processes that take
     turns call by call; "." is the working tree. A slowdown is measured a second time, in
     new processes, before it counts. Records are compared row by row, relative to each
-    row's baseline; --confirm names a second record of NEW.
+    row's baseline; there a slowdown counts only if --confirm, a second record of NEW,
+    shows it, too.
     Exit code: 1 for a confirmed slowdown beyond the noise floor and its budget, 2 for
     bad usage, else 0.
     """
@@ -50,12 +51,12 @@ class Compare:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Of revisions: where to run; auto takes CUDA where it is there."""
     budgets: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """TOML file of how much slower each case may become (bench/README.md shows one)."""
+    """TOML file of how much slower each case may become (docs/ci.md shows one)."""
     fail_on: tuple[Literal["slower", "unconfirmed", "failed", "gone", "nothing"], ...] = ("slower",)
-    """What exit code 1 stands for: a confirmed slowdown, also one that was measured once, a case that
-    cannot be timed, a case that NEW lacks, or nothing at all."""
+    """What exit code 1 stands for: a confirmed slowdown, also one that was measured once (of records any without
+    --confirm), a case that cannot be timed, a case that NEW lacks, or nothing at all."""
     confirm: Annotated[Path | None, tyro.conf.arg(metavar="RECORD")] = None
-    """Of records: a second record of NEW, which has to show a slowdown, too."""
+    """Of records: a second record of NEW; without it every slowdown is unconfirmed."""
     different_machines: bool = False
     """Compare records of different machines; the result is marked."""
     markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -129,6 +130,7 @@ def _is_record(name: str) -> bool:
 
 def _of_records(config: Compare, budgets: "Budgets", remarks: list[str]) -> "Iterator[Change]":
     from jepa_fast.bench.measure.changes import differing_fields, record_changes
+    from jepa_fast.bench.measure.machine import is_busy
     from jepa_fast.bench.measure.records import load_record
 
     paths = [Path(config.old), Path(config.new), *([config.confirm] if config.confirm else [])]
@@ -140,6 +142,14 @@ def _of_records(config: Compare, budgets: "Budgets", remarks: list[str]) -> "Ite
             if not config.different_machines:
                 raise UsageError(f"{told}; --different-machines compares them all the same")
             remarks.append(told)
+    busy = [
+        f"{path} (load average {record.load_average:.1f} on {record.machine.cores} cores)"
+        for path, record in zip(paths, records, strict=True)
+        if is_busy(record.load_average, record.machine)
+    ]
+    if busy:
+        told = "measured while other programs kept the machine busy, so slowdowns may be theirs"
+        remarks.append(f"{', '.join(busy)}: {told}")
     if config.suites:
         from jepa_fast.bench.measure.names import check_known
 

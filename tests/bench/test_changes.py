@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from jepa_fast.bench.measure import Machine, Record, Row, Times, save_record
+from jepa_fast.bench.measure import Machine, Record, Row, save_record
 from jepa_fast.bench.measure.budgets import Budgets, load_budgets
 from jepa_fast.bench.measure.changes import Change, confirm, measure_changes, record_changes
 from jepa_fast.bench.measure.records import SCHEMA_VERSION
@@ -93,26 +93,23 @@ class TestRecords:
         budgets = options.pop("budgets", Budgets())
         return list(record_changes(make_record(old), make_record(new), budgets, **options))
 
-    def test_a_slowdown_in_both_series_is_confirmed(self, make_row: MakeRow, make_record: MakeRecord) -> None:
+    def test_one_record_confirms_nothing_of_itself(self, make_row: MakeRow, make_record: MakeRecord) -> None:
         (change,) = self.changes(make_record, make_row(0.02), make_row(0.023))
-        assert (change.verdict, change.confirmed, change.failure) == ("slower", True, "slower")
+        assert (change.verdict, change.confirmed, change.failure) == ("slower", None, "unconfirmed")
         assert change.ratio == pytest.approx(1.15)
         assert change.low < 1.15 < change.high
-
-    def test_one_series_alone_is_not_enough(self, make_row: MakeRow, make_record: MakeRecord) -> None:
-        twin = Times(0.02, 0.0198, 0.0202, 40)
-        (change,) = self.changes(make_record, make_row(0.02), make_row(0.023, time_again=twin))
-        assert change.verdict == "cannot tell"
-        assert change.note.startswith("not confirmed: measured again: 1.00")
-        (change,) = self.changes(make_record, make_row(0.02), make_row(0.023, time_again=None))
-        assert (change.verdict, change.failure) == ("slower", "unconfirmed")
+        assert change.note == "measured once"
 
     def test_a_second_record_confirms(self, make_row: MakeRow, make_record: MakeRecord) -> None:
-        slow = make_row(0.023, time_again=None)
+        slow = make_row(0.023)
         (change,) = self.changes(make_record, make_row(0.02), slow, again=make_record(slow))
-        assert change.failure == "slower"
+        assert (change.confirmed, change.failure) == (True, "slower")
         (change,) = self.changes(make_record, make_row(0.02), slow, again=make_record(make_row(0.02)))
         assert change.failure is None
+        assert change.note.startswith("not confirmed: measured again: 1.00")
+        without = make_record(make_row(baseline="another"))
+        (change,) = self.changes(make_record, make_row(0.02), slow, again=without)
+        assert change.failure == "unconfirmed"
 
     def test_what_slowed_the_baseline_too_is_the_machine(
         self, make_row: MakeRow, make_record: MakeRecord
@@ -178,7 +175,7 @@ class TestRecords:
         text = markdown(list(record_changes(*record, Budgets())), "old", "new", ["remark"])
         assert text.index("**slower**") < text.index("a\\|b")
         assert "float32 &lt;- bfloat16" in text
-        assert "1 slower, 1 same" in text or "1 slower, 1 cannot tell" in text
+        assert "1 slower, unconfirmed, 1 cannot tell." in text
         assert "> **remark**" in text
 
 
@@ -224,20 +221,47 @@ class TestCommand:
         self, capsys: pytest.CaptureFixture[str], records: tuple[Path, Path], tmp_path: Path
     ) -> None:
         page = tmp_path / "page.md"
-        code, out, _ = self.run(capsys, *records, "--markdown", page)
+        again = ("--confirm", records[1])
+        code, out, _ = self.run(capsys, *records, *again, "--markdown", page)
         assert code == 1
         assert "slower: ema_update_" in out
         assert "1.50 times the old time" in out
         assert "**slower**" in page.read_text()
-        assert self.run(capsys, *records, "--fail-on", "nothing")[0] == 0
+        assert self.run(capsys, *records, *again, "--fail-on", "nothing")[0] == 0
         assert self.run(capsys, *reversed(records))[0] == 0
+
+    def test_an_unconfirmed_slowdown_fails_only_if_asked(
+        self, capsys: pytest.CaptureFixture[str], records: tuple[Path, Path]
+    ) -> None:
+        code, out, _ = self.run(capsys, *records)
+        assert code == 0
+        assert "1 slower, unconfirmed" in out
+        assert "--confirm RECORD gives a second measurement" in out
+        code, out, _ = self.run(capsys, *records, "--fail-on", "slower", "unconfirmed")
+        assert code == 1
+        assert "unconfirmed: ema_update_" in out
+
+    def test_records_of_a_busy_machine_come_with_a_warning(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        records: tuple[Path, Path],
+        tmp_path: Path,
+        make_row: MakeRow,
+        make_record: MakeRecord,
+    ) -> None:
+        path = save_record(make_record(make_row(), load_average=1.7), tmp_path / "busy")
+        warning = f"{path} (load average 1.7 on 2 cores): measured while other programs kept the machine busy"
+        assert warning in self.run(capsys, records[0], path)[1]
+        assert "busy" not in self.run(capsys, *records)[1]
 
     def test_a_budget_lets_it_pass(
         self, capsys: pytest.CaptureFixture[str], records: tuple[Path, Path], tmp_path: Path
     ) -> None:
         budgets = tmp_path / "budgets.toml"
         budgets.write_text("slower = 0.6")
-        assert self.run(capsys, *records, "--budgets", budgets)[0] == 0
+        again = ("--confirm", records[1])
+        assert self.run(capsys, *records, *again)[0] == 1
+        assert self.run(capsys, *records, *again, "--budgets", budgets)[0] == 0
 
     def test_records_of_other_machines_are_refused_unless_asked(
         self,
