@@ -76,13 +76,13 @@ class Rope3D:
         made = self._made.get((head_dim, rounding))
         if made is None and library.as_node(self.positions):
             # Not kept: a graph that filled the cache would be compiled anew at its second call, which finds it filled.
-            return Tables(
-                *torch.ops.jepa_fast.rope_3d_tables(self.positions.detach(), *settings), rows_per_sample
-            )
+            cos, sin = torch.ops.jepa_fast.rope_3d_tables(self.positions.detach(), *settings)
+            return Tables(cos, sin, rows_per_sample)
         if made is None:
             # Tables out of inference mode could not be saved for a backward later on.
             with torch.inference_mode(False):
-                made = Tables(*cosines_and_sines(self.positions, *settings), rows_per_sample)
+                cos, sin = cosines_and_sines(self.positions, *settings)
+            made = Tables(cos, sin, rows_per_sample)
             self._made[head_dim, rounding] = made
         return made
 
