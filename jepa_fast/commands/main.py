@@ -43,32 +43,29 @@ BAD_USAGE = 2  # as tyro exits
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
-# Library code names the argument in the message of these; any other exception is a fault of the program.
-_BAD_ARGUMENT = (
-    UsageError,
-    ValueError,
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+# In the message of these library code names the argument, the system the file; any other exception is a fault of the
+# program.
+_BAD_ARGUMENT = (UsageError, ValueError, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that `argv` (default: the process's arguments) asks for and exit with its code.
 
-    Exit code: the command's own, 1 if the program fails, 2 for bad usage, 130 if interrupted.
+    Exit code: the command's own, 1 if the program fails, 2 for bad usage or a file that cannot be read or written, 130 if
+    interrupted.
     """
+    code = 0
     try:
         try:
             code = _run(list(sys.argv[1:] if argv is None else argv))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone (`| head`). Python's own flush at exit must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()  # the reader has gone (`| head`)
         code = CLOSED_PIPE
+    except OSError as error:  # a full disk behind stdout, which the command may have met and told already
+        _discard_stdout()
+        code = code or _fail(f"error: stdout: {_message(error)}", BAD_USAGE)
     except KeyboardInterrupt:
         code = _fail("interrupted", INTERRUPTED)
     sys.exit(code)
@@ -95,6 +92,11 @@ def _run(argv: list[str]) -> int:
         if isinstance(error, _BAD_ARGUMENT):
             return _fail(f"error: {_message(error)}", BAD_USAGE)
         return _fail(f"failed: {type(error).__name__}: {_message(error)} (JEPA_FAST_DEBUG=1 shows where)", 1)
+
+
+def _discard_stdout() -> None:
+    """Python's own flush at exit must not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview(argv: list[str]) -> None:

@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,10 @@ def test_bad_command_lines_exit_with_2(
         (ValueError("momentum: expected\n  [0, 1], got 2"), 2, "error: momentum: expected [0, 1], got 2"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/a/b"), 2, "error: /a/b: No such file"),
         (NotADirectoryError("data: /a/b is a file"), 2, "error: data: /a/b is a file"),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), 2, "error: /a/b: Read-only file system"),
+        (OSError(errno.ELOOP, "Too many levels", "/a/b"), 2, "error: /a/b: Too many levels"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device"),
+        (TypeError("broken"), 1, "failed: TypeError: broken (JEPA_FAST_DEBUG=1 shows where)"),
         (RuntimeError("broken"), 1, "failed: RuntimeError: broken (JEPA_FAST_DEBUG=1 shows where)"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -147,3 +152,20 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("lines", [1, 100_000])  # written at the end, or while the command runs
+def test_a_full_disk_behind_stdout_is_one_line(lines: int) -> None:
+    code = (
+        "from jepa_fast.commands import doctor, main\n"
+        f"main.COMMANDS['doctor'] = (doctor.Doctor, lambda config: print('line\\n' * {lines}) or 0)\n"
+        "main.main(['doctor'])"
+    )
+    with Path("/dev/full").open("w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert finished.stderr.endswith("No space left on device\n")
