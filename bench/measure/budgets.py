@@ -11,7 +11,7 @@ slower = 0.10
 
 [[case]]
 suite = "host_cost"
-skip = true              # not compared at all
+skip = true              # not compared at all; false in a later entry takes it back
 """
 
 import tomllib
@@ -27,7 +27,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     shape: str = "*"
     dtype: str = "*"
     slower: float | None = None
-    skip: bool = False
+    skip: bool | None = None
 
     def matches(self, *case: str) -> bool:
         # A shape's brackets are no character class.
@@ -49,7 +49,8 @@ class Budgets(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return found[-1] if found else self.slower
 
     def skipped(self, *case: str) -> bool:
-        return any(entry.skip and entry.matches(*case) for entry in self.case)
+        found = [entry.skip for entry in self.case if entry.skip is not None and entry.matches(*case)]
+        return bool(found) and found[-1]
 
 
 def load_budgets(path: Path) -> Budgets:

@@ -63,8 +63,13 @@ def untimed(changes: Sequence[Change]) -> list[str]:
     ]
 
 
-def markdown(changes: Sequence[Change], old: str, new: str, remarks: Sequence[str] = ()) -> str:
-    """For a comment under a pull request: the verdict, what changed, and the rest folded away."""
+def markdown(
+    changes: Sequence[Change], old: str, new: str, remarks: Sequence[str] = (), *, of_records: bool = False
+) -> str:
+    """For a comment under a pull request: the verdict, what changed, and the rest folded away.
+
+    of_records: the times are of two records rather than of two revisions in turn.
+    """
     timed = ordered(changes)
     moved = [change for change in timed if change.verdict in ("slower", "faster")]
     rest = [change for change in timed if change.verdict not in ("slower", "faster")]
@@ -78,9 +83,10 @@ def markdown(changes: Sequence[Change], old: str, new: str, remarks: Sequence[st
     if others:
         listed = "\n".join(f"- {_escaped(line)}" for line in others)
         parts.append(_folded(f"{len(others)} not compared", listed))
+    how = "of one record each, and the ratio is relative to the baselines timed with them"
     parts.append(
-        "Times are of one call, old and new timed in turn; a change counts once two measurements have "
-        "shown it beyond the noise floor."
+        f"Times are of one call, {how if of_records else 'old and new timed in turn'}; a change counts once two "
+        "measurements have shown it beyond the noise floor."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -100,7 +100,8 @@ def run(config: Compare) -> int:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             console.print(report.summary(found), highlight=False)
     if config.markdown is not None:
-        config.markdown.write_text(report.markdown(found, config.old, config.new, remarks), encoding="utf-8")
+        text = report.markdown(found, config.old, config.new, remarks, of_records=records[0])
+        config.markdown.write_text(text, encoding="utf-8")
     if not any(change.ratio is not None for change in found):
         raise UsageError("OLD and NEW: expected a case that both have and that can be timed, got none")
     failures = [

@@ -184,6 +184,7 @@ def test_budgets_are_by_case_and_the_last_entry_counts(tmp_path: Path) -> None:
     path.write_text(
         'slower = 0.02\n[[case]]\nsuite = "ema"\nslower = 0.1\n[[case]]\nsuite = "ema"\nshape = "[16, 384]*"\n'
         'slower = 0.2\n[[case]]\nsuite = "host_cost"\nskip = true\n'
+        '[[case]]\nop = "rope_*"\nskip = false\n[[case]]\nslower = 0.3\ndtype = "float64"\n'
     )
     budgets = load_budgets(path)
     assert budgets.slower_of("rope", "rope_3d", "x", "float32") == 0.02
@@ -191,6 +192,8 @@ def test_budgets_are_by_case_and_the_last_entry_counts(tmp_path: Path) -> None:
     assert budgets.slower_of("ema", "ema_update_", "[16, 384] y", "float32") == 0.2
     assert budgets.skipped("host_cost", "ema_update_", "x", "float32")
     assert not budgets.skipped("ema", "ema_update_", "x", "float32")
+    assert not budgets.skipped("host_cost", "rope_3d", "x", "float64")
+    assert budgets.skipped("host_cost", "ema_update_", "x", "float64")  # an entry that says nothing of it
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,10 @@ class TestCommand:
         assert code == 1
         assert "slower: ema_update_" in out
         assert "1.50 times the old time" in out
-        assert "**slower**" in page.read_text()
+        text = page.read_text()
+        assert "**slower**" in text
+        assert "Times are of one call, of one record each" in text
+        assert "in turn" not in text
         assert self.run(capsys, *records, *again, "--fail-on", "nothing")[0] == 0
         assert self.run(capsys, *reversed(records))[0] == 0
 
