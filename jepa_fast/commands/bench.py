@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jepa_fast.commands.errors import UsageError
+from jepa_fast.commands.outputs import check_file, check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -95,9 +96,9 @@ def run(config: Bench) -> int:
         raise UsageError("--export and --output: expected both or neither")
     device = choose_device(config.device)
     if config.save:
-        _check_writable("--results", config.results)
+        check_folder("--results", config.results)
     if config.output is not None:
-        _check_writable("--output", config.output.absolute().parent)
+        check_file("--output", config.output)
 
     peers = expanded(against)
     left_out: list[str] = []
@@ -222,15 +223,3 @@ def _print_notes(record: "Record", console: "Console", *, quick: bool, asked: li
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in record.missing:
         console.print(f"not there: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
-
-
-def _check_writable(option: str, folder: Path) -> None:
-    """Before minutes of measuring rather than after them."""
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"{option}: {folder} cannot be written: {error.strerror}") from None

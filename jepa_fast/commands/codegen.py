@@ -15,6 +15,7 @@ from jepa_fast.commands import codegen_records, codegen_tables
 from jepa_fast.commands.codegen_cache import Cache
 from jepa_fast.commands.codegen_records import Records, UnreadableError
 from jepa_fast.commands.errors import UsageError
+from jepa_fast.commands.outputs import check_file
 from jepa_fast.kernels.runtime import codegen, rooms
 from jepa_fast.kernels.runtime.codegen import ARCHITECTURES, CodegenRecord, Failure, Job
 from jepa_fast.kernels.runtime.configuration import KernelConfiguration
@@ -92,8 +93,8 @@ def run(config: Codegen) -> int:
         raise UsageError("--check and --update exclude each other: compare first, then renew the record")
     if config.every and config.update:
         raise UsageError("--every: the stored record has the sampled configurations alone")
-    if config.json is not None and not config.json.absolute().parent.is_dir():
-        raise UsageError(f"--json: {config.json.parent} is not a folder")
+    if config.json is not None:
+        check_file("--json", config.json)
     path = codegen_records.stored_path() if config.check or config.update else None
     stored = _stored(config, path) if path else None
     jobs, configurations = _select(config)
@@ -155,9 +156,10 @@ def _stored(config: Codegen, path: Path) -> Records | None:
 def _select(config: Codegen) -> tuple[list[Job], Configurations]:
     """The jobs that the command line asks for, and their configurations."""
     known = rooms.names()
-    for op in config.ops:
-        if op not in known:
-            raise UsageError(f"op: expected some of {', '.join(known)}, got {op}")
+    if not set(config.ops) <= set(known):
+        from jepa_fast.bench.measure.names import check_known  # takes a second
+
+        check_known("op", config.ops, known)
     for arch in config.arch:
         if arch not in ARCHITECTURES:
             raise UsageError(f"--arch: expected some of {', '.join(map(str, ARCHITECTURES))}, got {arch}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jepa_fast.commands.errors import UsageError
+from jepa_fast.commands.outputs import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,8 +78,8 @@ def run(config: Compare) -> int:
         raise UsageError(f"--budget: expected seconds above 0, got {config.budget:g}")
     if config.threads is not None and config.threads < 1:
         raise UsageError(f"--threads: expected at least 1, got {config.threads}")
-    if config.markdown is not None and not config.markdown.absolute().parent.is_dir():
-        raise UsageError(f"--markdown: {config.markdown.parent} is not a folder")
+    if config.markdown is not None:
+        check_file("--markdown", config.markdown)
     budgets = Budgets() if config.budgets is None else load_budgets(config.budgets)
     records = [_is_record(name) for name in (config.old, config.new)]
     if records[0] != records[1]:

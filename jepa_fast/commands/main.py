@@ -51,8 +51,8 @@ _BAD_ARGUMENT = (UsageError, ValueError, OSError)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that `argv` (default: the process's arguments) asks for and exit with its code.
 
-    Exit code: the command's own, 1 if the program fails, 2 for bad usage or a file that cannot be read or written, 130 if
-    interrupted.
+    Exit code: the command's own, 1 if the program fails, 2 for bad usage or a file that cannot be read or written,
+    130 if interrupted.
     """
     code = 0
     try:

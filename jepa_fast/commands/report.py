@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jepa_fast.commands.errors import UsageError
+from jepa_fast.commands.outputs import check_file
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ def run(config: Report) -> int:
         ) from None
     if not config.records and not config.results.is_dir():
         raise UsageError(f"--results: {config.results} is not a folder")
-    if config.output.is_dir() or not config.output.absolute().parent.is_dir():
-        raise UsageError(f"--output: expected a file in a folder that is there, got {config.output}")
+    check_file("--output", config.output)
     paths = config.records or record_paths(config.results)
     config.output.write_text(records_page({path: load_record(path) for path in paths}), encoding="utf-8")
     print(f"report: {config.output}")

@@ -48,6 +48,8 @@ def interrupt(*_: object, **__: object) -> list[Row]:
     ("config", "message"),
     [
         (Bench(("emma",)), r"suite: expected some of .*attention, .*, got emma; did you mean ema\?"),
+        (Bench(("EMA",)), r"suite: .*, got EMA; did you mean ema\?"),
+        (Bench(against="SDPA"), r"--against: .*, got SDPA; did you mean sdpa\?"),
         (Bench(("ema",), budget=0.0), "--budget: expected seconds above 0, got 0"),
         (Bench(("ema",), budget=float("nan")), "--budget: expected seconds above 0, got nan"),
     ],
