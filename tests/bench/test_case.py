@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from jepa_fast.bench.measure import Case, ErrorCheck, Row, Trial, check_error, run_case
+from jepa_fast.bench.measure import Case, ErrorCheck, OwnTimes, Row, Times, Trial, check_error, run_case
 
 CPU = torch.device("cpu")
 X = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
@@ -85,6 +85,20 @@ def test_host_cost_is_a_row_against_the_raw_launch() -> None:
     assert row.baseline == "raw launch"
     assert row.host_overhead_us == pytest.approx((row.time.median - row.baseline_time.median) * 1e6)
     assert row.verdict is None
+
+
+def test_what_takes_its_own_times_runs_when_it_is_named() -> None:
+    times = Times(1.0, 0.9, 1.1, 9)
+    trial = Trial(good, lambda: check(good), "test", own_times=lambda: OwnTimes(times, "warm", times))
+    case = Case("softmax", "64x64", "float32", lambda device: trial)
+    for against, baselines in (
+        ((), ["warm"]),
+        (("cold",), ["warm"]),
+        (("eager",), []),
+        (("raw-launch",), []),
+    ):
+        rows = run_case(case, suite="test", device=CPU, budget_s=0.05, against=against)
+        assert [row.baseline for row in rows] == baselines
 
 
 def test_peak_memory_is_the_largest_over_the_inputs() -> None:
