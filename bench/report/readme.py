@@ -28,7 +28,7 @@ HEADINGS = ("op", "shape", "dtype", "ours", "against", "theirs", "times faster [
 def update(readme: Path, results: Path = RESULTS, *, check: bool = False) -> bool:
     """Rewrite the figures in `readme`, or, with `check`, print what would change; whether it was as the records say.
 
-    Raises ValueError if the markers are not there, or a file in `results` is no record.
+    Raises ValueError if the markers are not there, a file in `results` is no record, or none has a figure.
     """
     text = readme.read_text()
     before, begin, rest = text.partition(BEGIN)
@@ -38,6 +38,8 @@ def update(readme: Path, results: Path = RESULTS, *, check: bool = False) -> boo
     records = {path: load_record(path) for path in record_paths(results)}
     complete = {path: record for path, record in records.items() if record.complete}
     tables = [section(path, record) for path, record in newest(complete).items()]
+    if not tables:  # a mistyped folder must not cost the page its figures
+        raise ValueError(f"--results: expected a folder with a complete record of figures, got {results}")
     found = before + "\n\n".join([begin, *tables, end]) + after
     if not check:
         readme.write_text(found)

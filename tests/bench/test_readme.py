@@ -64,6 +64,25 @@ def test_a_later_run_on_the_cpu_leaves_the_figures_of_the_gpu(tmp_path: Path) ->
     assert text.index("on Some CPU, ") < text.index("ema of day 2")
 
 
+@pytest.mark.parametrize("records", [None, [], [replace(dated(1, "ema"), complete=False)]])
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_without_a_record_the_page_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], records: list[Record] | None, options: list[str]
+) -> None:
+    folder, page = tmp_path / "results", tmp_path / "README.md"
+    if records is not None:
+        folder.mkdir()
+    for record in records or []:
+        save_record(record, folder)
+    text = f"{readme.BEGIN} figures {readme.END}"
+    page.write_text(text)
+    assert readme.main([str(page), "--results", str(folder), *options]) == 2
+    assert page.read_text() == text
+    assert capsys.readouterr().err == (
+        f"readme: error: --results: expected a folder with a complete record of figures, got {folder}\n"
+    )
+
+
 def test_a_page_without_markers_is_refused(tmp_path: Path, results: Path) -> None:
     page = tmp_path / "README.md"
     page.write_text("no figures here")
