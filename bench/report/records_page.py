@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jepa_fast.bench.measure import Machine, Record, Row
+from jepa_fast.bench.measure import Record, Row
 from jepa_fast.bench.measure.ceilings import Ceilings
 from jepa_fast.bench.measure.machine import kernels_hash
 from jepa_fast.bench.report.columns import COLD_COLUMNS, COLUMNS, HOST_COLUMNS, Column, reasons, stacked
@@ -15,11 +15,13 @@ from jepa_fast.bench.report.readme import newest
 
 @dataclass(frozen=True)
 class Suite:
-    """The newest rows of one suite on one machine. stale: the kernels have changed since."""
+    """The newest rows of one suite on one machine. stale: the kernels have changed since. complete: whether the run was
+    not stopped before its last case."""
 
     name: str
     record: str
     stale: bool
+    complete: bool
     compared: list[Row]
     host: list[Row]
     cold: list[Row]
@@ -41,16 +43,18 @@ class Place:
     commands: list[tuple[str, str]]
 
 
-def records_page(records: Mapping[Path, Record]) -> str:
+def records_page(records: Mapping[Path, Record], *, with_stopped: bool = False) -> str:
     """The HTML text. Without matplotlib the figures are left out, which the page says.
 
+    with_stopped: also runs that were stopped before their last case, which are marked. Those of a machine that has no
+    others are shown anyway.
     Raises ValueError if there is no record with a measured row.
     """
     by_machine: dict[str, dict[Path, Record]] = {}
     for path, record in records.items():
         by_machine.setdefault(record.machine.short_name, {})[path] = record
     figures = _figures()
-    places = [_place(own, figures is not None) for _, own in sorted(by_machine.items())]
+    places = [_place(own, figures is not None, with_stopped) for _, own in sorted(by_machine.items())]
     places = [place for place in places if place.suites]
     if not places:
         raise ValueError("records: expected at least one with a measured row, got none")
@@ -73,15 +77,16 @@ def command_of(row: Row) -> str:
     return shlex.join([*words, "--device", row.device.partition(":")[0]])
 
 
-def _place(records: Mapping[Path, Record], with_figures: bool) -> Place:
+def _place(records: Mapping[Path, Record], with_figures: bool, with_stopped: bool) -> Place:
     complete = {path: record for path, record in records.items() if record.complete}
-    shown = newest(complete, with_all=True)
+    taken = records if with_stopped or not complete else complete
+    shown = newest(taken, with_all=True)
     latest = max(records.values(), key=lambda record: record.created)
     suites, commands, missing = [], [], []
     for path, record in shown.items():
         for name in dict.fromkeys(row.suite for row in record.rows):
             rows = [row for row in record.rows if row.suite == name]
-            suites.append(_suite(name, path, record.machine, rows, with_figures))
+            suites.append(_suite(name, path, record, rows, with_figures))
             commit = (record.machine.git_commit or "")[:12]
             for row in rows:
                 checkout = f"git checkout {commit} && " if commit else ""
@@ -100,7 +105,7 @@ def _place(records: Mapping[Path, Record], with_figures: bool) -> Place:
         timed = [row for suite in suites for row in suite.compared]
         if ceilings is not None and any(row.flops and row.bytes for row in timed):
             roofline = figures.roofline(timed, ceilings)
-        history = figures.history(list(complete.values())) or ""
+        history = figures.history(list(taken.values())) or ""
     machine = latest.machine
     return Place(
         title=machine.gpu or f"{machine.cpu}, {machine.cores} cores",
@@ -113,7 +118,7 @@ def _place(records: Mapping[Path, Record], with_figures: bool) -> Place:
     )
 
 
-def _suite(name: str, path: Path, machine: Machine, rows: Sequence[Row], with_figures: bool) -> Suite:
+def _suite(name: str, path: Path, record: Record, rows: Sequence[Row], with_figures: bool) -> Suite:
     compared = [row for row in rows if row.host_overhead_us is None and row.timer != "process"]
     speed_image = memory_image = ""
     figures = _figures() if with_figures else None
@@ -124,7 +129,8 @@ def _suite(name: str, path: Path, machine: Machine, rows: Sequence[Row], with_fi
     return Suite(
         name=name,
         record=path.name,
-        stale=machine.kernels_hash != kernels_hash(),
+        stale=record.machine.kernels_hash != kernels_hash(),
+        complete=record.complete,
         compared=compared,
         host=[row for row in rows if row.host_overhead_us is not None],
         cold=[row for row in rows if row.timer == "process"],

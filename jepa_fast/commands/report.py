@@ -22,7 +22,7 @@ class Report:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[RECORD ...]", help_behavior_hint="(default: those in --results)"),
     ] = ()
-    """Records to show."""
+    """Records to show, also those of a stopped run, which are marked."""
     results: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("bench/results")
     """Folder of the records."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("report.html")
@@ -43,6 +43,7 @@ def run(config: Report) -> int:
         raise UsageError(f"--results: {config.results} is not a folder")
     check_file("--output", config.output)
     paths = config.records or record_paths(config.results)
-    config.output.write_text(records_page({path: load_record(path) for path in paths}), encoding="utf-8")
+    records = {path: load_record(path) for path in paths}
+    config.output.write_text(records_page(records, with_stopped=bool(config.records)), encoding="utf-8")
     print(f"report: {config.output}")
     return 0

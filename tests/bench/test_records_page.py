@@ -41,6 +41,22 @@ def test_a_row_has_the_command_that_measures_it(make_row: Callable[..., Row]) ->
     )
 
 
+def test_a_stopped_run_is_shown_marked_if_it_is_named_or_the_only_one(
+    make_row: Callable[..., Row], make_record: Callable[..., Record]
+) -> None:
+    mark = "Incomplete: the run was stopped before its last case."
+    later = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+    stopped = {Path("stopped.json"): make_record(make_row(), created=later, complete=False)}
+    both = {Path("done.json"): make_record(make_row()), **stopped}
+    assert mark in records_page(stopped)
+    text = records_page(both)
+    assert mark not in text
+    assert "From done.json." in text
+    text = records_page(both, with_stopped=True)
+    assert "From stopped.json." in text
+    assert mark in text
+
+
 def test_without_a_measured_row_there_is_no_page(make_record: Callable[..., Record]) -> None:
     with pytest.raises(ValueError, match="expected at least one with a measured row"):
         records_page({Path("none.json"): make_record()})
