@@ -119,7 +119,8 @@ def _parse(form: Any, argv: list[str], prog: str, description: str, default: Any
     try:
         with contextlib.redirect_stderr(complaint):
             options = {} if default is None else {"default": default}
-            return tyro.cli(form, prog=prog, args=argv, description=wrapped, config=config, **options)
+            args = getattr(form, "arguments", list)(argv)  # without those that the command reads itself
+            return tyro.cli(form, prog=prog, args=args, description=wrapped, config=config, **options)
     except SystemExit as stop:
         if stop.code == BAD_USAGE:
             _fail(f"error: {_unboxed(complaint.getvalue())} ({prog} --help)", BAD_USAGE)
