@@ -48,6 +48,8 @@ def open_source(
     nothing that can be read; ModuleNotFoundError where PyAV or webdataset is needed and missing.
     """
     text = str(data)
+    if not text:  # to Path it is the current folder
+        raise ValueError('data: expected a path or "sample", got an empty one')
     if text == SAMPLE:
         return _folder(sample_clips_folder(), short_side, frames, frame_stride, frame_memory, label)
     if "{" in text or "::" in text or "://" in text or text.startswith("pipe:"):

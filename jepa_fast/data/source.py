@@ -78,6 +78,17 @@ class Source(ABC):
         return digest.hexdigest()
 
 
+def numbered(values: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels int64 and classes: of the values that occur, in their order; negative ones are no label.
+
+    Not of all up to the largest: a single wrong value must not make millions of classes.
+    """
+    occurring = sorted({value for value in values if value >= 0})
+    number = {value: i for i, value in enumerate(occurring)}
+    labels = torch.tensor([number.get(value, UNLABELLED) for value in values], dtype=torch.int64)
+    return labels, tuple(map(str, occurring))
+
+
 def labels_of_folders(names: Sequence[str]) -> tuple[tuple[str, ...], Tensor | None, Tensor | None]:
     """Classes, labels and splits of relative paths like `class/x.jpg`, `train/class/x.jpg` or `x.jpg`.
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from jepa_fast.data.images import UnreadableError, read_image
-from jepa_fast.data.source import UNLABELLED, Source, labels_of_folders
+from jepa_fast.data.source import UNLABELLED, Source, labels_of_folders, numbered
 
 _HIDDEN = (".", "__MACOSX")
 
@@ -60,15 +59,17 @@ def index_tars(paths: Sequence[Path], skipped: list[tuple[Path, str]]) -> list[M
     """
     members: list[Member] = []
     for path in paths:
+        before = len(members)
         try:
             with tarfile.open(path, "r:") as file:
                 while True:
                     try:
                         entry = file.next()
+                        if entry is None:
+                            _check_end(path, file.offset)
+                            break
                     except (tarfile.TarError, OSError) as error:
-                        skipped.append((path, f"damaged after {len(members)} entries: {error}"))
-                        break
-                    if entry is None:
+                        skipped.append((path, f"damaged after {len(members) - before} files: {error}"))
                         break
                     if entry.isfile() and not Path(entry.name).name.startswith(_HIDDEN):
                         members.append(
@@ -113,9 +114,9 @@ class TarImages(Source):
         super().__init__(root, len(images), skipped)
         self.images = list(images)
         if labels:
-            numbers = [labels.get(key_of(member), UNLABELLED) for member in images]
-            self.labels = torch.tensor(numbers, dtype=torch.int64)
-            self.classes = tuple(str(i) for i in range(max(numbers) + 1))
+            self.labels, self.classes = numbered(
+                [labels.get(key_of(member), UNLABELLED) for member in images]
+            )
         else:
             self.classes, self.labels, self.splits = labels_of_folders([member.name for member in images])
         reason: Exception | None = None
@@ -152,6 +153,14 @@ def read_labels(members: Sequence[Member], skipped: list[tuple[Path, str]]) -> d
             except (ValueError, UnreadableError) as error:
                 skipped.append((member.path, f"no class: {error}"))
     return labels
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Raises tarfile.ReadError unless the file ends at `offset`: tarfile takes any bad header for the end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        if any(file.read(2 * tarfile.BLOCKSIZE)):  # two blocks of zeros; some writers leave out one or both
+            raise tarfile.ReadError(f"no header at byte {offset}")
 
 
 def _is_compressed(path: Path) -> bool:

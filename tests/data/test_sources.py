@@ -247,6 +247,50 @@ class TestTars:
         assert cut.skipped
         assert np.array_equal(cut.read(0), pixels_of(encoded(0)))
 
+    @pytest.mark.parametrize("fault", ["flipped", "zeroed", "cut"])
+    def test_a_damaged_header_is_reported(self, tmp_path: Path, fault: str) -> None:
+        pytest.importorskip("webdataset", reason="webdataset is not installed")
+        names = [f"{i}.png" for i in range(4)]
+        tar(tmp_path / "part-0.tar", dict.fromkeys(names, encoded(0)))
+        path = tar(tmp_path / "part-1.tar", dict.fromkeys(names, encoded(0)))
+        content = bytearray(path.read_bytes())
+        with tarfile.open(path) as file:
+            start = file.getmembers()[2].offset
+        if fault == "cut":
+            del content[start + 100 :]
+        else:
+            content[start : start + 512] = bytes(512) if fault == "zeroed" else b"\x5a" * 512
+        path.write_bytes(content)
+        source = open_source(f"{tmp_path}/part-0.tar::{path}", short_side=8)
+        assert len(source) == 6
+        assert source.skipped == [(path, f"damaged after 2 files: no header at byte {start}")]
+
+    @pytest.mark.parametrize("blocks", [0, 1, 2])
+    def test_a_tar_file_may_end_without_its_last_blocks(self, tmp_path: Path, blocks: int) -> None:
+        path = tar(tmp_path / "a.tar", {"a.png": encoded(0)})
+        with tarfile.open(path) as file:
+            while file.next():
+                pass
+            end = file.offset
+        path.write_bytes(path.read_bytes()[: end + 512 * blocks])
+        assert not open_source(path, short_side=8).skipped
+
+    @pytest.mark.parametrize("value", [99999999, 10**30])
+    def test_classes_are_those_that_occur(self, tmp_path: Path, value: int) -> None:
+        members: dict[str, bytes] = {}
+        for i, number in enumerate((7, value, -1, 7)):
+            members |= {f"{i}.png": encoded(i), f"{i}.cls": b"%d" % number}
+        source = open_source(tar(tmp_path / "a.tar", members), short_side=8)
+        assert source.classes == ("7", str(value))
+        assert source.labels is not None
+        assert source.labels.tolist() == [0, 1, -1, 0]
+
+    def test_no_path_is_not_the_current_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match='data: expected a path or "sample", got an empty one'):
+            open_source("", short_side=8)
+
     @pytest.mark.parametrize(
         ("data", "message"),
         [
