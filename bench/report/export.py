@@ -158,42 +158,46 @@ def test_infra_v3(record: Record) -> list[dict[str, Any]]:
         },
     }
     entries = []
+    for row, who, metric, value, words in _metrics(record):
+        entries.append(
+            {
+                **shared,
+                "name": "jepa_fast",
+                "benchmark": {
+                    "name": f"jepa_fast {row.suite}",
+                    "mode": "training",
+                    "dtype": row.dtype,
+                    "extra_info": {"device": row.device, "timer": row.timer, "command": record.command},
+                },
+                "model": {
+                    "name": f"{row.op}, {row.shape}",
+                    "type": "op",
+                    "backend": who,
+                    "origins": [],
+                    "extra_info": {"against": row.baseline} if metric == "speedup" else {},
+                },
+                "inputs": {"shape": {"dtype": row.dtype, "extra_info": {"shape": row.shape}}},
+                "metric": {
+                    "name": metric,
+                    "benchmark_values": [value],
+                    "target_value": 0.0,
+                    "extra_info": words,
+                },
+            }
+        )
+    return entries
+
+
+def _metrics(record: Record) -> Iterator[tuple[Row, str, str, float, dict[str, str]]]:
+    """Row, whose, name, value and words: times and memory once for each series, a speed-up for every baseline."""
     for row, who, times in _series(record):
         spread = {"p10": f"{1e3 * times.p10:.6g}", "p90": f"{1e3 * times.p90:.6g}"}
-        metrics = [("latency", 1e3 * times.median, {"unit": "ms", **spread})]
-        if who == _ours(row):
-            if row.ratio is not None:
-                metrics.append(("speedup", row.ratio, {"unit": "times", "verdict": row.verdict or ""}))
-            if row.peak_bytes is not None:
-                metrics.append(("peak_memory", row.peak_bytes / 2**20, {"unit": "MiB"}))
-        for metric, value, words in metrics:
-            entries.append(
-                {
-                    **shared,
-                    "name": "jepa_fast",
-                    "benchmark": {
-                        "name": f"jepa_fast {row.suite}",
-                        "mode": "training",
-                        "dtype": row.dtype,
-                        "extra_info": {"device": row.device, "timer": row.timer, "command": record.command},
-                    },
-                    "model": {
-                        "name": f"{row.op}, {row.shape}",
-                        "type": "op",
-                        "backend": who,
-                        "origins": [],
-                        "extra_info": {"against": row.baseline} if metric == "speedup" else {},
-                    },
-                    "inputs": {"shape": {"dtype": row.dtype, "extra_info": {"shape": row.shape}}},
-                    "metric": {
-                        "name": metric,
-                        "benchmark_values": [value],
-                        "target_value": 0.0,
-                        "extra_info": words,
-                    },
-                }
-            )
-    return entries
+        yield row, who, "latency", 1e3 * times.median, {"unit": "ms", **spread}
+        if who == _ours(row) and row.peak_bytes is not None:
+            yield row, who, "peak_memory", row.peak_bytes / 2**20, {"unit": "MiB"}
+    for row in record.rows:
+        if row.ratio is not None and not row.reason:
+            yield row, _ours(row), "speedup", row.ratio, {"unit": "times", "verdict": row.verdict or ""}
 
 
 def _series(record: Record) -> Iterator[tuple[Row, str, Times]]:

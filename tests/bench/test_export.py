@@ -62,7 +62,11 @@ def test_github_action_benchmark_has_its_fields(record: Record) -> None:
 def test_test_infra_v3_has_its_columns(record: Record) -> None:
     entries = FORMS["test-infra-v3"](record)
     found = [(entry["model"]["backend"], entry["metric"]["name"]) for entry in entries]
-    assert ("jepa_fast native", "speedup") in found
+    assert found.count(("jepa_fast native", "latency")) == 1
+    speedups = [entry for entry in entries if entry["metric"]["name"] == "speedup"]
+    assert {
+        entry["model"]["extra_info"]["against"]: entry["metric"]["benchmark_values"] for entry in speedups
+    } == {"I-JEPA loop": [2.5], "_foreach_lerp_": [1.5]}
     assert ("I-JEPA loop", "latency") in found
     for entry in entries:
         assert entry["schema_version"] == "v3"
