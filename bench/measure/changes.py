@@ -290,6 +290,8 @@ def _half_width(row: Row) -> float:
     if row.ratio_low and row.ratio_high:
         return math.log(row.ratio_high / row.ratio_low) / 2
     times = [one for one in (row.time, row.baseline_time) if one is not None]
+    if any(one.p10 <= 0 for one in times):
+        return math.inf  # too short for the clock: nothing can be told
     # The 10 % and 90 % quantiles of a normal distribution are 2.56 deviations apart; a median's own deviation is 1.25
     # over the root of the number, and 95 % lie within 1.96 of those.
     return math.hypot(

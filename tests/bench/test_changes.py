@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from jepa_fast.bench.measure import Machine, Record, Row, save_record
+from jepa_fast.bench.measure import Machine, Record, Row, Times, save_record
 from jepa_fast.bench.measure.budgets import Budgets, load_budgets
 from jepa_fast.bench.measure.changes import Change, confirm, measure_changes, record_changes
 from jepa_fast.bench.measure.records import SCHEMA_VERSION
@@ -147,6 +147,14 @@ class TestRecords:
             assert (change.status, change.note) == (status, note)
         (change,) = record_changes(whole, broken, Budgets())
         assert change.failure == "failed"
+
+    def test_times_below_the_clock_tell_nothing(self, make_row: MakeRow, make_record: MakeRecord) -> None:
+        short = {"time": Times(1e-6, 0.0, 2e-6, 9), "ratio_low": None, "ratio_high": None}
+        (change,) = self.changes(
+            make_record, make_row(**short), make_row(0.5, **{**short, "time": Times(1.0, 0.0, 2.0, 9)})
+        )
+        assert (change.verdict, change.failure) == ("cannot tell", None)
+        assert "[0.00, inf]" in markdown([change], "old", "new")
 
     def test_rows_of_two_devices_are_different_rows(self, make_row: MakeRow, make_record: MakeRecord) -> None:
         old = make_record(make_row(0.02), make_row(0.002, device="cuda"))
