@@ -119,6 +119,12 @@ def run(config: Bench) -> int:
         ]
     if not chosen and config.case != "*":
         raise UsageError(f"--case: expected a pattern of op, shape, dtype that a case has, got {config.case}")
+    absent = [(name, case) for name, case in chosen if case.needs and not installed(case.needs)]
+    chosen = [one for one in chosen if one not in absent]
+    left_out += dict.fromkeys(
+        f"suite {name}: {case.needs} is not installed; `pip install {case.needs}` adds it"
+        for name, case in absent
+    )
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
     machine, load = fingerprint(), load_average()

@@ -213,6 +213,16 @@ main({arguments!r})
 """
 
 
+def test_a_case_about_a_package_that_is_missing_is_listed_with_the_command() -> None:
+    arguments = ["bench", "accelerate", "--quick", "--case", "*VJEPA2*", "--device", "cpu"]
+    code = HIDE.format(hidden=["transformers"], arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    listed = "suite accelerate: transformers is not installed; `pip install transformers` adds it"
+    assert done.stdout.count(listed) == 1
+    assert "ModuleNotFoundError" not in done.stdout
+
+
 def test_without_optional_packages_the_rest_works_and_says_what_is_missing(tmp_path: Path) -> None:
     """One process without any of them, for a bench and its record; one for the page on that record."""
     hidden = [
