@@ -79,10 +79,9 @@ class Engine:
             return
         step.max_norm = config.max_norm
         step.group = dist.group.WORLD if self.world.size > 1 else None
-        if config.nonfinite == "skip":
-            if not isinstance(step.optimizer, AdamWEMA):
-                raise ValueError("nonfinite: skip needs an optimizer that can leave a step out")
-            step.optimizer.nonfinite = "skip"
+        if config.nonfinite == "skip" and not isinstance(step.optimizer, AdamWEMA):
+            raise ValueError("nonfinite: skip needs an optimizer that can leave a step out")
+        step.guarded = True
         networks = [network for network in (step.model, step.teacher) if network is not None]
         blocks = [part for network in networks for part in network.modules() if isinstance(part, Blocks)]
         if self._pure:
@@ -93,6 +92,12 @@ class Engine:
         if config.compile:
             for part in blocks:
                 part.compile(backend=COMPILER)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Of the latest step, still on the device: infinite or NaN says that the gradient is. None if not known."""
+        norm = self.step_.grad_norm if isinstance(self.step_, Step) else None
+        return None if norm is None else norm.clone()  # the next step writes it anew
 
     def step(self, batch: Any, masks: Any, rates: dict[str, float]) -> Tensor:
         """Trains on a batch; rates: lr, weight_decay, momentum."""

@@ -53,6 +53,7 @@ class LeJEPAStep(Step):
         self.weight = weight
         self.num_slices = num_slices
         self.counter = torch.zeros(1, dtype=torch.int64, device=next(model.parameters()).device)
+        self._before: list[Tensor] = []  # the statistics of BatchNorm, which a forward pass changes already
 
     def _check(self, batch: Sequence[Tensor], masks: None) -> None:
         if isinstance(batch, Tensor) or not batch:
@@ -69,6 +70,8 @@ class LeJEPAStep(Step):
             raise ValueError(f"masks: expected None, got {type(masks).__name__}")
 
     def _loss(self, batch: Sequence[Tensor], masks: None) -> Tensor:
+        if self.guarded and not self._before:
+            self._before = [buffer.clone() for buffer in self.model.buffers()]
         projection = self.model(batch).projection
         projection = projection.to(next(self.model.parameters()).dtype)
         centre = projection[: len(batch[0])].mean(0)
@@ -86,6 +89,11 @@ class LeJEPAStep(Step):
     def update(self, *, lr: float, weight_decay: float, momentum: float) -> None:
         """AdamW from the gradients that are there; the next step draws other directions."""
         super().update(lr=lr, weight_decay=weight_decay, momentum=momentum)
+        if self._before and self.grad_norm is not None:
+            kept = self.grad_norm.isfinite()  # stays on the device
+            for buffer, before in zip(self.model.buffers(), self._before, strict=True):
+                buffer.copy_(torch.where(kept, buffer, before))
+            self._before = []
         self.counter += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,18 +17,18 @@ from torch import Tensor
 from jepa_fast.training.world import World
 
 METRICS_NAME = "metrics.jsonl"
-MOST_SKIPPED = 20  # losses in a row that are not finite: such a run does not recover
+MOST_SKIPPED = 20  # steps in a row whose loss or gradient is not finite: such a run does not recover
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number."""
+    """The loss, or the gradient, became infinite or not a number."""
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One training step; `step` counts from 1, `loss` may still be on its way from the device.
+    """One training step; `step` counts from 1, `loss` and `grad_norm` may still be on their way from the device.
 
-    tokens, flops: of the whole batch, see `jepa_fast.training.flops`.
+    tokens, flops: of the whole batch, see `jepa_fast.training.flops`. grad_norm: None where the step has none to tell.
     """
 
     step: int
@@ -36,6 +36,7 @@ class StepRecord:
     fields: dict[str, Any]
     tokens: int = 0
     flops: int = 0
+    grad_norm: Tensor | None = None
 
 
 class TrainingLog:
@@ -45,7 +46,8 @@ class TrainingLog:
     images and tokens per second, the share of the time that went into waiting for data, and the achieved FLOP/s, with
     their share of the device's peak where that is known. A loss that is not finite is null there.
 
-    skip: such a loss is counted and reported instead of ending the run, until `MOST_SKIPPED` follow each other.
+    skip: a step whose loss or gradient is not finite is counted and reported instead of ending the run, until
+    `MOST_SKIPPED` follow each other.
     peak: FLOP/s of all devices together, None where unknown.
     """
 
@@ -114,10 +116,14 @@ class TrainingLog:
         """Reports the steps noted since the last time. Raises NonFiniteLossError."""
         if not self._pending:
             return
-        pending = torch.stack([record.loss for record in self._pending])
-        losses: list[float] = self._world.mean(pending).tolist()  # waits for the device
-        for record, loss in zip(self._pending, losses, strict=True):
-            self._check_finite(record.step, loss)
+        # A finite loss says nothing of its gradient, which is what the weights are made from.
+        pending = [
+            (r.loss, torch.zeros_like(r.loss) if r.grad_norm is None else r.grad_norm) for r in self._pending
+        ]
+        values = torch.stack([torch.stack([loss, norm.to(loss.dtype)]) for loss, norm in pending], dim=1)
+        losses, norms = self._world.mean(values).tolist()  # waits for the device
+        for record, loss, norm in zip(self._pending, losses, norms, strict=True):
+            self._check_finite(record.step, loss, norm)
         now = time.monotonic()
         seconds = now - self._since
         shared, speed = self._speed(seconds)
@@ -157,16 +163,17 @@ class TrainingLog:
             parts[-1] = f"MFU {flops / self._peak:.1%}"
         return shared, "  ".join(parts)
 
-    def _check_finite(self, step: int, loss: float) -> None:
-        if math.isfinite(loss):
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
             self._in_a_row = 0
             return
         self.skipped += 1
         self._in_a_row += 1
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         if not self._skip:
-            raise NonFiniteLossError(f"the loss is {loss} at step {step}")
+            raise NonFiniteLossError(f"{what} at step {step}")
         if self._in_a_row >= MOST_SKIPPED:
-            raise NonFiniteLossError(f"the loss is {loss} at step {step}, the {self._in_a_row}th in a row")
+            raise NonFiniteLossError(f"{what} at step {step}, the {self._in_a_row}th in a row")
 
     def restart_clock(self) -> None:
         """Leaves what was done since the last report, such as a checkpoint, out of the timing."""

@@ -60,7 +60,7 @@ class TrainResult:
     checkpoint: Path | None
     """The last one, if there is an output folder."""
     skipped_steps: int = 0
-    """Steps that a loss that is not finite left out."""
+    """Steps that a loss or gradient that is not finite left out."""
 
 
 def train(
@@ -72,8 +72,8 @@ def train(
     `console`, by default standard error. Under torchrun every process calls this; the first one writes.
 
     Raises ValueError or FileNotFoundError, naming the field, before the first step when the
-    configuration cannot be carried out; NonFiniteLossError when the loss becomes infinite or not a
-    number (the last checkpoint is from before); OSError when a checkpoint cannot be written;
+    configuration cannot be carried out; NonFiniteLossError when the loss or the gradient becomes
+    infinite or not a number (the last checkpoint is from before); OSError when a checkpoint cannot be written;
     KeyboardInterrupt on Ctrl-C and TerminatedError on SIGTERM, once the step is done and a checkpoint written.
     """
     if step_factory is None and config.engine != "fast":
@@ -192,7 +192,8 @@ def _train_step(
         fields |= {"context_tokens": raw.masks.context.shape[1], "target_tokens": raw.masks.target.shape[1]}
     has_teacher = getattr(engine.step_, "teacher", None) is not None
     tokens, flops = step_flops(system.model, has_teacher, pixels, raw.masks)
-    return StepRecord(step + 1, loss, fields, tokens * world.size, flops * world.size)
+    size = world.size
+    return StepRecord(step + 1, loss, fields, tokens * size, flops * size, engine.grad_norm)
 
 
 def _loader(

@@ -62,6 +62,8 @@ class Step:
     """Gradients of each part are scaled down to this norm; may be changed between steps."""
     leaves_out: bool = False
     """Some trained parameters have no part in a loss, and no gradient; which ones may change from step to step."""
+    guarded: bool = False
+    """A step whose gradient is not finite changes nothing, if the optimizer can leave it out; see `grad_norm`."""
     group: ProcessGroup | None = None
     """Processes that hold one batch together and average their gradients, for losses that couple its samples."""
 
@@ -93,6 +95,7 @@ class Step:
         self.parts = (*parts, *([] if teacher is None else ["teacher"]), "optimizer")
         groups = parameter_groups(*parts.values())
         self._copies: _Copies | None = None
+        self._norm: Tensor | None = None
         if self.fused.adamw_ema:
             copies = torch.bfloat16 if precision == "bfloat16" else None
             self.optimizer = AdamWEMA(groups, teacher=self._pairs(), copies=copies)
@@ -157,8 +160,13 @@ class Step:
                 nn.utils.clip_grad_norm_(getattr(self, name).parameters(), self.max_norm)
         set_rates(self.optimizer, lr, weight_decay)
         if isinstance(self.optimizer, AdamWEMA):
+            if self.guarded:
+                self.optimizer.nonfinite = "skip"
             for group in self.optimizer.param_groups:
                 group["momentum"] = momentum
+        elif self.guarded:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self._norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.optimizer.step()
         if self._copies is not None:
             self._copies.note()
@@ -166,6 +174,13 @@ class Step:
         pairs = self._pairs()
         if pairs is not None and not isinstance(self.optimizer, AdamWEMA):
             ema_update_([teacher for teacher, _ in pairs], [student for _, student in pairs], momentum)
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """Norm of all gradients of the latest step if it was `guarded`, after clipping, a scalar on their device."""
+        if not self.guarded:
+            return None
+        return self.optimizer.grad_norm if isinstance(self.optimizer, AdamWEMA) else self._norm
 
     def _current_copies(self) -> AbstractContextManager[None]:
         return using_copies(None if self._copies is None else self._copies.current())

@@ -4,6 +4,7 @@ import builtins
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_fast.nn.block import Blocks
 from jepa_fast.training import engine, loop
+from jepa_fast.training.checkpoint import latest_checkpoint, load_checkpoint
 from jepa_fast.training.flops import network_flops, step_flops
+from jepa_fast.training.lejepa_step import LeJEPAStep
 from jepa_fast.training.log import MOST_SKIPPED
+from jepa_fast.training.step import IJEPAStep
 from jepa_fast.training.systems import make_system
 
 Train = Callable[..., Any]
@@ -154,6 +158,94 @@ def test_losses_that_stay_so_end_the_run(train_small: Train, monkeypatch: pytest
         loop.NonFiniteLossError, match=rf"the {MOST_SKIPPED}th in a row; last checkpoint: None"
     ):
         train_small(nonfinite="skip", colour=1.0, output=None, steps=40)
+
+
+class PoisonedGradient(IJEPAStep):
+    """Finite losses, whose gradients are not numbers in the steps `bad`, counted from 1."""
+
+    bad: tuple[int, ...] = ()
+    done = 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        super().backward(loss)
+        self.done += 1
+        if self.done in self.bad:
+            next(p for p in self.predictor.parameters() if p.grad is not None).grad[0] = math.nan
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("bad", [3, 6], ids=["amid", "the last"])
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(
+    train_noting: Train, tmp_path: Path, max_norm: float | None, fused: bool, bad: int
+) -> None:
+    factory = type("Poisoned", (PoisonedGradient,), {"bad": (bad,)})
+    with pytest.raises(
+        loop.NonFiniteLossError,
+        match=f"the gradient's norm is nan at step {bad}; last checkpoint: .*{bad - 1}.safe",
+    ):
+        train_noting(partial(factory, fused=fused), checkpoint_every=1, max_norm=max_norm)
+    saved = load_checkpoint(latest_checkpoint(tmp_path / "run"))
+    assert saved["step"] == bad - 1
+    for part in ("encoder", "predictor", "teacher"):
+        assert all(tensor.isfinite().all() for tensor in saved["training"][part].values())
+
+
+def test_steps_skipped_for_their_gradient_are_counted(train_noting: Train, log: io.StringIO) -> None:
+    once = type("Once", (PoisonedGradient,), {"bad": (3,)})
+    result = train_noting(once, output=None, nonfinite="skip", log_every=3)
+    assert result.skipped_steps == 1
+    assert all(math.isfinite(loss) for loss in result.losses)
+    assert "skipped 1" in log.getvalue()
+    always = type("Always", (PoisonedGradient,), {"bad": tuple(range(2, 100))})
+    with pytest.raises(
+        loop.NonFiniteLossError,
+        match=rf"the gradient's norm is nan at step {MOST_SKIPPED + 1}, the {MOST_SKIPPED}th",
+    ):
+        train_noting(always, output=None, nonfinite="skip", steps=40, log_every=1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_skipped_step_of_lejepa_leaves_its_statistics(
+    config: Any, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    poisoned(monkeypatch, {2})
+    statistics: list[list[torch.Tensor]] = []
+    update = LeJEPAStep.update
+
+    def noted(self: LeJEPAStep, **rates: float) -> None:
+        update(self, **rates)
+        statistics.append([buffer.clone() for buffer in self.model.buffers()])
+
+    monkeypatch.setattr(LeJEPAStep, "update", noted)
+    small = {
+        "dim": 48,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_dim": 96,
+        "embed_dim": 24,
+        "hidden_dim": 32,
+        "proj_dim": 8,
+    }
+    result = loop.train(
+        config(
+            model="lejepa_vits8_128",
+            model_options=small,
+            image_size=32,
+            local_size=16,
+            sigreg_slices=16,
+            colour=1.0,
+            steps=3,
+            output=None,
+            nonfinite="skip",
+            accumulate=accumulate,
+        )
+    )
+    assert result.skipped_steps == 1
+    first, second, third = statistics
+    assert len(first) == 6
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(b.isfinite().all() and not torch.equal(a, b) for a, b in zip(second, third, strict=True))
 
 
 @pytest.mark.parametrize(
