@@ -15,6 +15,8 @@ using namespace jepa_fast;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kChunk = 8 * kPanel;         // keys whose scores the forward holds at once
 constexpr int64_t kScoreStride = kChunk + 16;  // off a power of two, whose rows would share a few cache sets
+constexpr int64_t kFewQueries = 8;            // up to which PyTorch's sums go over many lanes at once;
+constexpr int64_t kFewTerms = 16;             // so ours are short there, too
 
 // 2^x for x <= 0 or a little above: 2^n p(f) with f in [-1/2, 1/2] and p of degree 6, of least relative error (2e-9).
 // Below -126 it is 0; what is not a number stays so.
@@ -85,6 +87,16 @@ JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float scale, fl
   return rescale;
 }
 
+// `multiply` for tiles of queries: with few of them, sums of sums of few terms.
+template <typename Words>
+JEPA_FAST_INLINE void multiply_queries(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b,
+                                       int64_t b_stride, float* c, int64_t c_stride, bool add) {
+  const int64_t step = Words::kValues == 1 && rows <= kFewQueries ? kFewTerms : depth;
+  for (int64_t k = 0; k < depth; k += step)
+    multiply<Words>(rows, columns, std::min(step, depth - k), {a.data + k * a.depth, a.row, a.depth}, b + k * b_stride,
+                    b_stride, c, c_stride, add || k > 0);
+}
+
 // What a tile's operands are multiplied as. Queries come as words of neighbouring features, keys as panels of the same,
 // values as words of neighbouring keys. scale: what makes scores powers of two.
 template <typename Words>
@@ -104,8 +116,8 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
     for (int64_t i = chunk; i < end; ++i) {
       const Visit& visit = visits.list[i];
       const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
-      multiply<Words>(rows, padded, depth, {query, depth, 1}, key_panels + visit.first * depth, panel, score + columns,
-                      kScoreStride, false);
+      multiply_queries<Words>(rows, padded, depth, {query, depth, 1}, key_panels + visit.first * depth, panel,
+                              score + columns, kScoreStride, false);
       hide(visit, queries, score + columns, kScoreStride, padded);
       columns += padded;
     }
@@ -123,8 +135,8 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
     for (int64_t i = chunk; i < end; ++i) {
       const Visit& visit = visits.list[i];
       const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
-      multiply<Words>(rows, width, padded / kValues, {score + columns / kValues, kScoreStride, 1},
-                      value_rows + visit.first / kValues * width, width, out, width, true);
+      multiply_queries<Words>(rows, width, padded / kValues, {score + columns / kValues, kScoreStride, 1},
+                              value_rows + visit.first / kValues * width, width, out, width, true);
       columns += padded;
     }
   }
@@ -174,11 +186,11 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
   constexpr int64_t kStride = kPanel / kValues;  // of slope_columns
   for (const Visit& visit : visits.list) {
     const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes, place = visit.first * width;
-    multiply<Words>(rows, padded, depth, {query, depth, 1}, s.key_panels.data() + visit.first * depth, panel,
-                    probability, kPanel, false);
+    multiply_queries<Words>(rows, padded, depth, {query, depth, 1}, s.key_panels.data() + visit.first * depth, panel,
+                            probability, kPanel, false);
     hide(visit, queries, probability, kPanel, padded);
-    multiply<Words>(rows, padded, depth, {grad_out, depth, 1}, s.value_panels.data() + visit.first * depth, panel,
-                    slope, kPanel, false);
+    multiply_queries<Words>(rows, padded, depth, {grad_out, depth, 1}, s.value_panels.data() + visit.first * depth,
+                            panel, slope, kPanel, false);
     for (int64_t q = 0; q < queries; ++q)
       for (int64_t i = q * kPanel; i < q * kPanel + padded; i += kLanes) {
         const f32x16 p = exp2_of((load(probability + i) * scale - s.lse[q]) - s.lse_rest[q]);
@@ -200,8 +212,8 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
                     s.grad_value.data() + place, width, true);
     multiply<Words>(padded, width, rows / kValues, {slope, 1, kPanel}, s.query.data(), width,
                     s.grad_key.data() + place, width, true);
-    multiply<Words>(rows, width, padded / kValues, {slope_columns, kStride, 1},
-                    s.key_rows.data() + visit.first / kValues * width, width, s.grad_query.data(), width, true);
+    multiply_queries<Words>(rows, width, padded / kValues, {slope_columns, kStride, 1},
+                            s.key_rows.data() + visit.first / kValues * width, width, s.grad_query.data(), width, true);
   }
 }
 

@@ -77,6 +77,12 @@ def test_sparse_masks_broadcast(
     hold(replace(problem, mask=BlockSparse.from_dense(dense, (32, 32))), implementation)
 
 
+@pytest.mark.parametrize("lengths", [(1, 64), (1, 258), (2, 300), (3, 67), (5, 130)])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_few_queries(draw: Draw, hold: Hold, implementation: str, lengths: tuple[int, int]) -> None:
+    hold(draw("none", 128, lengths=lengths), implementation)
+
+
 @pytest.mark.parametrize("step", [1, 2, 64, 258, 1000])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_steps(draw: Draw, hold: Hold, implementation: str, step: int) -> None:
