@@ -134,6 +134,64 @@ class TestArrays:
         with pytest.raises(ValueError, match=f"data: {message}"):
             open_source(tmp_path / "a.npz", short_side=8)
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"offsets": np.zeros(3)}, r"expected the offsets of image_bytes as integers \[n \+ 1\] in F, got float"),
+            ({"offsets": np.array(["a", "b"])}, r"expected the offsets of image_bytes as .* in F, got <U1 \[2\]"),
+            ({"offsets": np.zeros(1, int)}, r"expected the offsets of image_bytes as .* in F, got int64 \[1\]"),
+            ({"offsets": np.array([-5, 2])}, "the offsets of image_bytes in F do not fit its"),
+            ({"offsets": np.array([9, 5, 2], np.uint64)}, "the offsets of image_bytes in F do not fit its"),
+            ({"image_bytes": NOTHING[None]}, r"expected image_bytes uint8 \[bytes\] in F, got uint8 \[1, 3\]"),
+            ({"images": np.zeros((4, 0, 3, 3), np.uint8)}, r"expected images uint8 \[n, H, W, 3\].* in F, got"),
+            ({"images": np.zeros((0, 3, 3, 3), np.uint8)}, r"expected images uint8 \[n, H, W, 3\].* in F, got"),
+            ({"label": np.zeros(2, int)}, r"expected label integers \[3\], -1 or more in F, got int64 \[2\] from 0"),
+            ({"label": np.zeros(4, int)}, r"expected label integers \[3\], -1 or more in F, got int64 \[4\]"),
+            ({"label": np.zeros(3)}, r"expected label integers \[3\], -1 or more in F, got float64 \[3\]"),
+            ({"coarse_label": np.arange(-2, 1)}, r"expected coarse_label integers .* in F, got .* from -2 to 0"),
+            ({"class_names": np.frombuffer(b"a\nb", np.uint8)}, "expected 3 or more class_names in F, .*, got 2"),
+            ({"class_names": np.array(["a", "b"])}, "expected 3 or more class_names in F, .*, got 2"),
+            ({"class_names": np.zeros(3)}, r"expected class_names strings .* in F, got float64 \[3\]"),
+            ({"class_names": np.full(3, 255, np.uint8)}, r"expected class_names strings .* in F, got uint8 \[3\]"),
+            ({"split": np.array(["train"] * 3)}, r"expected split integers \[3\] from 0 to 2 in F, got <U5 \[3\]"),
+            ({"split": np.arange(1, 4)}, r"expected split integers .* in F, got int64 \[3\] from 1 to 3"),
+            ({"split": np.zeros(5, int)}, r"expected split integers \[3\] from 0 to 2 in F, got int64 \[5\]"),
+        ],
+    )  # fmt: skip
+    def test_arrays_of_other_content_are_named(
+        self, tmp_path: Path, content: dict[str, Any], message: str
+    ) -> None:
+        path = arrays(tmp_path / "good.npz", [encoded(i) for i in range(3)], label=np.arange(3))
+        with np.load(path) as good:
+            np.savez(tmp_path / "a.npz", **(dict(good) | content))
+        with pytest.raises(ValueError, match="^data: " + message.replace(" in F", r" in [^ ]*a\.npz")):
+            open_source(tmp_path / "a.npz", short_side=8)
+
+    def test_files_of_other_kinds_are_named(self, tmp_path: Path) -> None:
+        with (tmp_path / "single.npz").open("wb") as file:
+            np.save(file, np.zeros(3))
+        np.savez_compressed(tmp_path / "damaged.npz", x=np.arange(9999) ** 3)
+        content = bytearray((tmp_path / "damaged.npz").read_bytes())
+        content[2000:2100] = bytes(100)
+        (tmp_path / "damaged.npz").write_bytes(content)
+        for name in ("single.npz", "damaged.npz"):
+            with pytest.raises(ValueError, match=rf"^data: [^ ]*{name} is no .npz file of plain arrays: "):
+                open_source(tmp_path / name, short_side=8)
+
+    def test_names_are_lines_or_strings_and_numbers_without_names_those_that_occur(
+        self, tmp_path: Path
+    ) -> None:
+        files, labels = [encoded(i) for i in range(3)], np.array([2, -1, 0])
+        for names in (np.array(["a", "b", "c"]), np.frombuffer(b"a\nb\nc\n", np.uint8)):
+            path = arrays(tmp_path / "a.npz", files, label=labels, class_names=names)
+            source = open_source(path, short_side=8)
+            assert source.labels is not None
+            assert (source.classes, source.labels.tolist()) == (("a", "b", "c"), [2, -1, 0])
+        path = arrays(tmp_path / "b.npz", files, label=np.array([2000, -1, 0]))
+        source = open_source(path, short_side=8)
+        assert source.labels is not None
+        assert (source.classes, source.labels.tolist()) == (("0", "2000"), [1, -1, 0])
+
     def test_other_content_and_unknown_labels(self, tmp_path: Path) -> None:
         (tmp_path / "b.npz").write_bytes(b"no zip")
         with pytest.raises(ValueError, match=r"data: .*b.npz is no .npz file"):
