@@ -15,8 +15,8 @@ using namespace jepa_fast;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kChunk = 8 * kPanel;         // keys whose scores the forward holds at once
 constexpr int64_t kScoreStride = kChunk + 16;  // off a power of two, whose rows would share a few cache sets
-constexpr int64_t kFewQueries = 8;            // up to which PyTorch's sums go over many lanes at once;
-constexpr int64_t kFewTerms = 16;             // so ours are short there, too
+constexpr int64_t kFewQueries = 8;             // up to which PyTorch's sums go over many lanes at once;
+constexpr int64_t kFewTerms = 16;              // so ours are short there, too
 
 // 2^x for x <= 0 or a little above: 2^n p(f) with f in [-1/2, 1/2] and p of degree 6, of least relative error (2e-9).
 // Below -126 it is 0; what is not a number stays so.
