@@ -39,6 +39,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def later_checkpoints(folder: Path, step: int) -> list[Path]:
+    """The complete checkpoints in `folder` after `step`."""
+    return [path for path in list_checkpoints(folder) if int(path.stem.removeprefix("step_")) > step]
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The checkpoint of the latest step in `folder`; FileNotFoundError when there is none."""
     checkpoints = list_checkpoints(folder)

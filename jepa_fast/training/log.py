@@ -91,8 +91,7 @@ class TrainingLog:
             disable=not console.is_terminal or not self._world.is_main,
         )
         self._task = self._bar.add_task("", total=total, completed=start, speed="")
-        if self._path:
-            keep_rows(self._path, start)
+        self._start: int | None = start
 
     def __enter__(self) -> "TrainingLog":
         self._bar.start()
@@ -182,6 +181,9 @@ class TrainingLog:
     def _write(self, losses: list[float], shared: dict[str, Any]) -> None:
         if not self._path:
             return
+        if self._start is not None:  # only now do the rows of steps done again have successors
+            keep_rows(self._path, self._start)
+            self._start = None
         with self._path.open("a", encoding="utf-8") as file:
             for record, loss in zip(self._pending, losses, strict=True):
                 value = loss if math.isfinite(loss) else None

@@ -22,7 +22,13 @@ from torch.utils.data import DataLoader
 from jepa_fast.data import RawBatch, StepBatches
 from jepa_fast.masks import Masks
 from jepa_fast.training import schedules, setup
-from jepa_fast.training.checkpoint import checkpoint_path, load_checkpoint, prune_checkpoints, save_checkpoint
+from jepa_fast.training.checkpoint import (
+    checkpoint_path,
+    later_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.engine import Engine, StepFactory
 from jepa_fast.training.flops import peak_flops, step_flops
@@ -123,6 +129,8 @@ def train(
         tensorboard=config.tensorboard,
     )
     checkpoint = source
+    # Of a run that goes on from an earlier checkpoint than its last; kept until there is a new one.
+    superseded = [] if config.output is None else later_checkpoints(config.output, start)
     known = len(data.skipped)
     # Worker processes are forked here, before the log draws its bar from a thread.
     loaded = iter(_loader(config, batches, world.device, start=start, stop=plan["steps"]))
@@ -153,7 +161,11 @@ def train(
                 }
                 if world.is_main:
                     save_checkpoint(checkpoint, state)
+                    for path in superseded:
+                        if path != checkpoint:
+                            path.unlink(missing_ok=True)
                     prune_checkpoints(config.output, config.keep_checkpoints)
+                superseded = []
                 log.restart_clock()
             if stopping and done < plan["steps"]:
                 cause = "SIGTERM: " if stopping == signal.SIGTERM else ""

@@ -92,6 +92,7 @@ def make_plan(config: TrainConfig, *, system: System, samples: int) -> dict[str,
         "sigreg_weight": config.sigreg_weight,
         "sigreg_slices": config.sigreg_slices,
         "batch_size": config.batch_size,
+        "precision": choose_precision(config.precision, choose_device(config.device)),
         "max_norm": config.max_norm,
         "seed": config.seed,
         "steps": total_steps,
@@ -150,7 +151,7 @@ def _plain(value: Any) -> Any:
 
 
 def check_output(folder: Path, source: Path | None) -> None:
-    """Makes the output folder; refuses one that cannot be written, or holds a run other than `source`'s."""
+    """Makes the output folder; refuses one that cannot be written, or holds a run that `source` is no checkpoint of."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -158,11 +159,11 @@ def check_output(folder: Path, source: Path | None) -> None:
     except OSError as error:
         raise ValueError(f"output: {folder} cannot be written: {error.strerror}") from error
     checkpoints = list_checkpoints(folder)
-    if source and checkpoints and source.samefile(checkpoints[-1]):
+    if source and any(source.samefile(path) for path in checkpoints):
         return
     if checkpoints or (folder / METRICS_NAME).exists():
         raise ValueError(
-            f"output: {folder} already holds a run; resume its latest checkpoint, or choose another folder"
+            f"output: {folder} already holds a run; resume one of its checkpoints, or choose another folder"
         )
 
 

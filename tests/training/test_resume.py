@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from jepa_fast.training import loop
 from jepa_fast.training.checkpoint import CheckpointError, checkpoint_path, list_checkpoints, load_checkpoint
 
 Train = Callable[..., Any]
@@ -102,6 +103,7 @@ def test_a_finished_run_has_nothing_left(train_noting: Train) -> None:
         ),
         ({"image_size": 88}, r"image_size: .* was trained with 80, got 88"),
         ({"warmup_steps": 2}, r"warmup_steps: .* was trained with 1, got 2"),
+        ({"precision": "bfloat16"}, r"precision: .* was trained with 'float32', got 'bfloat16'"),
     ],
 )
 def test_another_run_is_not_resumed(train_noting: Train, changes: dict[str, Any], message: str) -> None:
@@ -117,10 +119,43 @@ def test_other_data_is_not_resumed(train_noting: Train, pictures: Path) -> None:
         train_noting(resume="latest")
 
 
-def test_a_folder_is_continued_from_its_end_only(train_noting: Train, tmp_path: Path) -> None:
+def test_a_folder_is_continued_from_any_of_its_checkpoints(
+    train_noting: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is later stays until the first new checkpoint is complete."""
+    run = tmp_path / "run"
+    straight = train_noting(checkpoint_every=2)
+    rows = (run / "metrics.jsonl").read_text()
+    os.truncate(checkpoint_path(run, 6), 100)
+    resume = str(checkpoint_path(run, 2))
+    before: list[list[str]] = []
+    save = loop.save_checkpoint
+
+    def failing(path: Path, state: Any) -> None:
+        raise OSError(f"{path} cannot be written: No space left on device")
+
+    def noted(path: Path, state: Any) -> None:
+        before.append([path.name for path in list_checkpoints(run)])
+        save(path, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", failing)
+        with pytest.raises(OSError, match="No space"):
+            train_noting(resume=resume, checkpoint_every=3)
+    monkeypatch.setattr(loop, "save_checkpoint", noted)
+    resumed = train_noting(resume=resume, checkpoint_every=3, keep_checkpoints=2)
+    assert resumed.first_step == 2
+    assert resumed.losses == straight.losses[2:]
+    names = {step: checkpoint_path(run, step).name for step in (2, 3, 4, 6)}
+    assert before == [[names[2], names[4], names[6]], [names[2], names[3]]]
+    assert [path.name for path in list_checkpoints(run)] == [names[3], names[6]]
+    losses = [[json.loads(row)[key] for key in ("step", "loss")] for row in rows.splitlines()]
+    after = (run / "metrics.jsonl").read_text().splitlines()
+    assert [[json.loads(row)[key] for key in ("step", "loss")] for row in after] == losses
+
+
+def test_a_folder_is_not_continued_from_a_checkpoint_of_another(train_noting: Train, tmp_path: Path) -> None:
     train_noting(checkpoint_every=2)
-    with pytest.raises(ValueError, match=r"output: .*run already holds a run"):
-        train_noting(resume=str(checkpoint_path(tmp_path / "run", 2)))
     train_noting(output=tmp_path / "other", checkpoint_every=3)
     with pytest.raises(ValueError, match=r"output: .*other already holds a run"):
         train_noting(output=tmp_path / "other", resume=str(checkpoint_path(tmp_path / "run", 6)))

@@ -107,7 +107,7 @@ class TestRefusals:
         (tmp_path / "run" / "step_00000006.safetensors").touch()
         refuse(
             config(),
-            "output: .*run already holds a run; resume its latest checkpoint, or choose another folder",
+            "output: .*run already holds a run; resume one of its checkpoints, or choose another folder",
         )
 
     def test_a_full_disk(self, config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
