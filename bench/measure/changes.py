@@ -326,7 +326,7 @@ def _one_sided(
             yield case, "new"
 
 
-def _named(case: CaseName, *, status: Literal["", "gone", "new"] = "", note: str = "") -> Change:
+def _named(case: CaseName, *, status: Literal["", "gone", "new", "failed"] = "", note: str = "") -> Change:
     suite, op, shape, dtype = case
     return Change(suite=suite, op=op, shape=shape, dtype=dtype, status=status, note=note)
 

@@ -137,6 +137,8 @@ def _of_records(config: Compare, budgets: "Budgets", remarks: list[str]) -> "Ite
 
     paths = [Path(config.old), Path(config.new), *([config.confirm] if config.confirm else [])]
     records: list[Record] = [load_record(path) for path in paths]
+    if config.confirm and config.confirm.samefile(config.new):
+        raise UsageError(f"--confirm: expected another record of NEW, got {config.confirm} again")
     for path, record in zip(paths[1:], records[1:], strict=True):
         differing = differing_fields(records[0].machine, record.machine)
         if differing:

@@ -226,13 +226,14 @@ class TestCommand:
         paths = [tmp_path / "old.json", tmp_path / "new.json"]
         for path, ours in zip(paths, (0.02, 0.03), strict=True):
             path.write_bytes(msgspec.json.encode(make_record(make_row(ours))))
+        shutil.copy(paths[1], tmp_path / "again.json")
         return paths[0], paths[1]
 
     def test_a_slowdown_fails_and_is_written_as_markdown(
         self, capsys: pytest.CaptureFixture[str], records: tuple[Path, Path], tmp_path: Path
     ) -> None:
         page = tmp_path / "page.md"
-        again = ("--confirm", records[1])
+        again = ("--confirm", tmp_path / "again.json")
         code, out, _ = self.run(capsys, *records, *again, "--markdown", page)
         assert code == 1
         assert "slower: ema_update_" in out
@@ -273,7 +274,7 @@ class TestCommand:
     ) -> None:
         budgets = tmp_path / "budgets.toml"
         budgets.write_text("slower = 0.6")
-        again = ("--confirm", records[1])
+        again = ("--confirm", tmp_path / "again.json")
         assert self.run(capsys, *records, *again)[0] == 1
         assert self.run(capsys, *records, *again, "--budgets", budgets)[0] == 0
 
@@ -311,6 +312,7 @@ class TestCommand:
             ((*records, "--budgets", tmp_path / "none.toml"), "none.toml: No such file"),
             (("HEAD", "HEAD", "--confirm", records[0]), "--confirm: expected with two records"),
             ((*records, "--fail-on", "typo"), "fail-on"),
+            ((*records, "--confirm", records[1]), "--confirm: expected another record of NEW, got "),
         ):
             code, _, err = self.run(capsys, *arguments)
             assert code == 2, arguments
