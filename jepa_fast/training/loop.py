@@ -35,7 +35,7 @@ from jepa_fast.training.flops import peak_flops, step_flops
 from jepa_fast.training.log import NonFiniteLossError, StepRecord, TrainingLog
 from jepa_fast.training.step import TrainingStep
 from jepa_fast.training.systems import System, make_system
-from jepa_fast.training.world import World, join
+from jepa_fast.training.world import Meetings, World, join
 
 __all__ = [
     "NonFiniteLossError", "StepFactory", "TerminatedError", "TrainConfig", "TrainResult", "TrainingStep", "train",
@@ -136,12 +136,11 @@ def train(
     loaded = iter(_loader(config, batches, world.device, start=start, stop=plan["steps"]))
     with log, _signals() as received:
         waiting_since = time.monotonic()
+        meetings = Meetings(world)
         for done, raw in enumerate(loaded, start + 1):
             data_seconds = time.monotonic() - waiting_since
             record = _train_step(engine, plan, system, raw, done - 1, world)
-            # Processes tell each other of a signal where they wait for each other anyway.
-            meeting = world.size == 1 or done % config.log_every == 0
-            stopping = world.any(max(received, default=0)) if meeting else 0
+            stopping = meetings.heard(done, max(received, default=0))
             last = done == plan["steps"] or stopping > 0
             saving = config.output is not None and (last or done % config.checkpoint_every == 0)
             try:

@@ -1,6 +1,7 @@
 """The processes of a run that `torchrun` starts: who is who, and what they tell each other."""
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +36,47 @@ class World:
             values /= self.size
         return values
 
-    def any(self, flag: int) -> int:
-        """The largest flag of all processes. Waits for them."""
+    def largest(self, *numbers: int) -> list[int]:
+        """Of all processes, number by number. Waits for them."""
         if self.size == 1:
-            return flag
-        flags = torch.tensor(flag, device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return int(flags.item())
+            return list(numbers)
+        values = torch.tensor(numbers, device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return [int(value) for value in values.tolist()]
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+class Meetings:
+    """Processes tell each other of signals at the same steps, about every `seconds`.
+
+    How many steps that is they agree on at each meeting, from what the steps before took: the clock of one alone would
+    have it wait where the others do not. torchrun kills 30 seconds after its SIGTERM.
+    """
+
+    def __init__(self, world: World, seconds: float = 2.0) -> None:
+        self._world, self._seconds = world, seconds
+        self._since = time.monotonic()
+        self._last: int | None = None
+        self._next = 0
+        self._interval = 1
+
+    def heard(self, done: int, signal: int) -> int:
+        """The largest signal of all processes at a meeting after step `done`, else 0; alone, the process's own."""
+        if self._world.size == 1:
+            return signal
+        if done < self._next:
+            return 0
+        heard, interval = self._world.largest(signal, -self._interval)  # the smallest interval
+        self._next = done - interval
+        now = time.monotonic()  # the device has done its steps by now
+        if self._last is not None:
+            each = (now - self._since) / (done - self._last)
+            self._interval = max(1, int(self._seconds / max(each, 1e-6)))
+        self._since, self._last = now, done
+        return heard
 
 
 def join(device: torch.device) -> World:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from jepa_fast.training.checkpoint import latest_checkpoint, load_checkpoint
+from jepa_fast.training.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.loop import train
+from jepa_fast.training.world import Meetings, World
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 
@@ -137,3 +141,55 @@ def test_one_process_writes(together: tuple[dict[str, str], Path]) -> None:
     _, folder = together
     rows = (folder / "ddp" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_meetings_are_at_the_same_steps_and_some_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 0.1 s here and a quarter more elsewhere: both wait for the smaller number of steps."""
+    seconds = 0.0
+    monkeypatch.setattr("jepa_fast.training.world.time.monotonic", lambda: seconds)
+    asked: dict[int, tuple[int, ...]] = {}
+
+    class Pair(World):
+        def largest(self, *numbers: int) -> list[int]:
+            asked[step] = numbers
+            other = (15 if step == 35 else 0, -1 if step < 3 else -16)
+            return [max(pair) for pair in zip(numbers, other, strict=True)]
+
+    meetings = Meetings(Pair(torch.device("cpu"), 0, 2))
+    heard = {}
+    for step in range(1, 40):
+        seconds += 0.1
+        heard[step] = meetings.heard(step, 0)
+    assert list(asked) == [1, 2, 3, 19, 35]
+    assert asked[19] in ((0, -20), (0, -19))  # 2 s in steps of 0.1, which is no binary number
+    assert [step for step, signal in heard.items() if signal] == [35]
+
+
+def test_sigterm_is_met_between_two_reports(together: tuple[dict[str, str], Path], tmp_path: Path) -> None:
+    data, _ = together
+    options = {
+        "--data": data["pictures"], "--model": "ijepa_vitt8_128", "--image-size": 80, "--batch-size": 4,
+        "--steps": 100000, "--log-every": 100000, "--checkpoint-every": 30, "--device": "cpu", "--output": tmp_path,
+    }  # fmt: skip
+    small = [str(part) for pair in SMALL.items() for part in pair]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [
+            *launcher, "-m", "jepa_fast.commands.main", "train",
+            *(str(part) for option in options.items() for part in option), "--model-options", *small,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not list_checkpoints(tmp_path):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=25)  # torchrun kills after 30
+    finally:
+        process.kill()
+    latest = latest_checkpoint(tmp_path)
+    done = load_checkpoint(latest)["step"]
+    assert f"SIGTERM: stopped after step {done}; checkpoint: {latest}" in errors
