@@ -1,6 +1,6 @@
 """Weights of a model from and to files of any of the known layouts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,17 +17,28 @@ State = dict[str, Tensor]
 # The encoders of a published file: the teacher is what evaluations use.
 _TEACHERS = ("target_encoder", "ema_encoder")
 _PREFIXES = ("module.", "backbone.")
+_MODELS = ("ijepa.", "vjepa2.")  # before the keys of transformers' models with a head
 _OTHER_HEADS = ("pooler.", "classifier.")  # of transformers' models, beside what we read
+_OF_TRAINING = ("optimizer.", "counter")  # of a checkpoint, beside the model
+
+
+class Naming(NamedTuple):
+    """How a file names a part: with `prefix` before names that are converted from and to ours."""
+
+    prefix: str
+    to_ours: Callable[[State], State]
+    to_theirs: Callable[[State], State]
 
 
 class Parts(NamedTuple):
-    """A file's state dicts under our keys; None for what it does not hold."""
+    """A file's state dicts, None for what it does not hold; under our keys, or its own where `naming` has the part."""
 
     layout: str
     encoder: State | None
     teacher: State | None
     predictor: State | None
     rest: State
+    naming: Mapping[str, Naming] = {}
 
 
 def load(model: nn.Module, path: str | Path, *, teacher: nn.Module | None = None) -> str:
@@ -35,10 +46,11 @@ def load(model: nn.Module, path: str | Path, *, teacher: nn.Module | None = None
 
     Read are: the published files of I-JEPA, V-JEPA, V-JEPA 2, 2-AC and 2.1 (`encoder`, `predictor`, `target_encoder` or
     `ema_encoder`, with `module.` and `backbone.` before the keys); transformers' IJepa (both generations) and VJEPA2;
-    and our own. Files are PyTorch's, unpickled with `weights_only=True`, or safetensors.
+    our own, and the checkpoints of `jepa-fast train`. Files are PyTorch's, unpickled with `weights_only=True`, or
+    safetensors.
 
     Args:
-        model: `IJEPA`, `VJEPA`, `VJEPA2AC` or `LeJEPA`, made by `models.create`.
+        model: `IJEPA`, `VJEPA`, `VJEPA2AC` or `LeJEPA`, made by `models.create`; not on the meta device.
         path: the file.
         teacher: receives the target encoder, and `model.encoder` the context encoder, to continue a training. None:
             `model.encoder` receives the target encoder, which evaluations use, or the only one there is. The file of
@@ -49,10 +61,14 @@ def load(model: nn.Module, path: str | Path, *, teacher: nn.Module | None = None
 
     Raises:
         FileNotFoundError: there is no such file.
-        WeightsError: one line that names the first key that is missing, unexpected or of another shape. Nothing is
-            written to the model then.
+        WeightsError: one line that names the file's first key that is missing, unexpected, complex or of another shape.
+            Nothing is written to the model then.
+        ValueError: the model is on the meta device.
     """
     path = Path(path)
+    for name, module in (("model", model), ("teacher", teacher)):
+        if module is not None and any(tensor.is_meta for tensor in module.state_dict().values()):
+            raise ValueError(f"{name}: expected one with memory for weights, got one on the meta device")
     parts = _recognise(read(path), path)
     student, target = parts.encoder, parts.teacher
     if teacher is None:
@@ -70,7 +86,9 @@ def load(model: nn.Module, path: str | Path, *, teacher: nn.Module | None = None
             pairs.append(("predictor", _part(model, "predictor"), parts.predictor))
     if teacher is not None:
         pairs.append(("teacher", teacher, target))
-    checked = [(module, _checked(path, name, module, state)) for name, module, state in pairs]
+    checked = [
+        (module, _checked(path, name, module, state, parts.naming.get(name))) for name, module, state in pairs
+    ]
     for module, state in checked:
         module.load_state_dict(state)
     return parts.layout
@@ -116,31 +134,40 @@ def _part(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name)
 
 
-def _recognise(content: dict[str, Any], path: Path) -> Parts:
+def _recognise(content: dict[Any, Any], path: Path) -> Parts:
     if any(isinstance(content.get(key), Mapping) for key in ("encoder", *_TEACHERS)):
-        teacher = next((content[key] for key in _TEACHERS if content.get(key) is not None), None)
-        student, target, ahead = (
-            None if state is None else _strip(state)
-            for state in (content.get("encoder"), teacher, content.get("predictor"))
-        )
+        teacher = next((key for key in _TEACHERS if content.get(key) is not None), _TEACHERS[0])
+        student, target, ahead = (_strip(path, content, key) for key in ("encoder", teacher, "predictor"))
         return Parts("published", student, target, ahead, {})
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not tensors:
-        raise WeightsError(
-            f"{path}: expected state dicts of encoder and predictor, got {sorted(content)[:5]}"
-        )
-    for prefix in ("ijepa.", "vjepa2."):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    if any(key.startswith("encoder.embeddings.") for key in tensors):
-        kept = {key: value for key, value in tensors.items() if not key.startswith(_OTHER_HEADS)}
-        encoder = hf.VJEPA2_ENCODER.to_ours(_under("encoder.", kept))
-        predictor = _under("predictor.", kept)
-        ours = hf.unstack_mask_tokens(hf.VJEPA2_PREDICTOR.to_ours(predictor)) if predictor else None
-        return Parts("transformers", encoder, None, ours, {})
-    if any(key.startswith("embeddings.") for key in tensors):
-        kept = {key: value for key, value in tensors.items() if not key.startswith(_OTHER_HEADS)}
+        got = sorted(map(str, content))[:5]
+        raise WeightsError(f"{path}: expected state dicts of encoder and predictor, got {got}")
+    before = next((prefix for prefix in _MODELS if any(key.startswith(prefix) for key in tensors)), "")
+    kept = {
+        short: value
+        for key, value in tensors.items()
+        if not (short := key.removeprefix(before)).startswith(_OTHER_HEADS)
+    }
+    if any(key.startswith("encoder.embeddings.") for key in kept):
+        naming = {
+            "encoder": Naming(f"{before}encoder.", hf.VJEPA2_ENCODER.to_ours, hf.VJEPA2_ENCODER.to_theirs),
+            "predictor": Naming(
+                f"{before}predictor.",
+                lambda state: hf.unstack_mask_tokens(hf.VJEPA2_PREDICTOR.to_ours(state)),
+                lambda state: hf.VJEPA2_PREDICTOR.to_theirs(hf.stack_mask_tokens(state)),
+            ),
+        }
+        ahead = _under("predictor.", kept) or None
+        return Parts("transformers", _under("encoder.", kept), None, ahead, {}, naming)
+    if any(key.startswith("embeddings.") for key in kept):
         names = hf.IJEPA_5 if any(key.startswith("layers.") for key in kept) else hf.IJEPA
-        return Parts("transformers", names.to_ours(kept), None, None, {})
+        naming = {"encoder": Naming(before, names.to_ours, names.to_theirs)}
+        return Parts("transformers", kept, None, None, {}, naming)
+    trained = _under("training.", tensors)  # a checkpoint of `jepa-fast train`
+    tensors = {key: value for key, value in trained.items() if not key.startswith(_OF_TRAINING)} or tensors
     student, target, ahead = (
         _under(prefix, tensors) or None for prefix in ("encoder.", "teacher.", "predictor.")
     )
@@ -151,9 +178,17 @@ def _recognise(content: dict[str, Any], path: Path) -> Parts:
     return Parts("jepa_fast", student, target, ahead, rest)
 
 
-def _strip(state: Mapping[str, Tensor]) -> State:
+def _strip(path: Path, content: Mapping[Any, Any], part: str) -> State | None:
+    """A state dict of a published file, without what stands before its keys."""
+    state = content.get(part)
+    if state is None:
+        return None
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{path}: {part}: expected a state dict, got {type(state).__name__}")
     out = {}
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise WeightsError(f"{path}: {part}: expected names as keys, got {key!r}")
         while key.startswith(_PREFIXES):
             key = key.split(".", 1)[1]
         out[key] = value
@@ -164,25 +199,34 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> State:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _checked(path: Path, name: str, module: nn.Module, state: State | None) -> State:
-    """`state` as `module` takes it; raises WeightsError with the first key that does not fit."""
+def _checked(
+    path: Path, name: str, module: nn.Module, state: State | None, naming: Naming | None = None
+) -> State:
+    """`state` as `module` takes it; raises WeightsError with the first key that does not fit, as the file has it."""
     if state is None:
         raise WeightsError(f"{path}: {name}: expected its weights, got none")
     expected = module.state_dict()
+    before = naming.prefix if naming else ""
+    if naming:
+        expected = naming.to_theirs(expected)
     state = dict(state)
     if "pos_embed" not in expected and hasattr(module, "blocks"):
         state.pop("pos_embed", None)  # in the files of V-JEPA 2, whose positions are rotary: it is not read
     for key, tensor in expected.items():
         if key not in state:
-            raise WeightsError(f"{path}: {name}: missing key {key!r}, expected {list(tensor.shape)}")
+            raise WeightsError(f"{path}: {name}: missing key {before + key!r}, expected {list(tensor.shape)}")
         got = state[key]
         if not isinstance(got, Tensor) or got.shape != tensor.shape:
             shape = list(got.shape) if isinstance(got, Tensor) else type(got).__name__
-            raise WeightsError(f"{path}: {name}: {key!r}: expected {list(tensor.shape)}, got {shape}")
+            raise WeightsError(
+                f"{path}: {name}: {before + key!r}: expected {list(tensor.shape)}, got {shape}"
+            )
+        if got.is_complex() and not tensor.is_complex():
+            raise WeightsError(f"{path}: {name}: {before + key!r}: expected real numbers, got {got.dtype}")
     for key in state:
         if key not in expected:
-            raise WeightsError(f"{path}: {name}: unexpected key {key!r}")
-    return state
+            raise WeightsError(f"{path}: {name}: unexpected key {before + key!r}")
+    return naming.to_ours(state) if naming else state
 
 
 def _to_transformers(model: nn.Module, teacher: nn.Module | None) -> State:

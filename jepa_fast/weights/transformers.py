@@ -46,22 +46,22 @@ class Names:
         self.fixed, self.ours, self.theirs, self.layer, self.parts = fixed, ours, theirs, layer, parts
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Keys that have no name there keep ours."""
         out: dict[str, Tensor] = {}
         for key, value in state.items():
             found = re.fullmatch(rf"{self.ours}\.(\d+)\.(.+)\.(weight|bias)", key)
-            if found is None:
-                out[self.fixed[key]] = value
-                continue
-            number, name, kind = found.groups()
+            number, name, kind = found.groups() if found else ("", "", "")
             if name == "attn.qkv":
                 for part, rows in zip(self.parts, value.chunk(3), strict=True):
                     out[f"{self.theirs}.{number}.{part}.{kind}"] = rows
+            elif name not in self.layer:
+                out[self.fixed.get(key, key)] = value
             else:
                 out[f"{self.theirs}.{number}.{self.layer[name]}.{kind}"] = value
         return out
 
     def to_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keys that have no name here keep theirs, to be reported as unexpected."""
+        """The reverse; all three of query, key and value have to be there."""
         fixed = {theirs: ours for ours, theirs in self.fixed.items()}
         layer = {theirs: ours for ours, theirs in self.layer.items()}
         out: dict[str, Tensor] = {}
@@ -77,14 +77,7 @@ class Names:
                 thirds.setdefault(whole, {})[self.parts.index(found[2])] = value
             else:
                 out[key] = value
-        for whole, rows in thirds.items():
-            if len(rows) == 3 and len({part.shape for part in rows.values()}) == 1:
-                out[whole] = torch.cat([rows[place] for place in range(3)])
-            else:  # shown as it is: one of the three is missing or of another shape
-                number = whole.split(".")[1]
-                for place, value in rows.items():
-                    out[f"{self.theirs}.{number}.{self.parts[place]}.{whole.rsplit('.', 1)[1]}"] = value
-        return out
+        return out | {whole: torch.cat([rows[place] for place in range(3)]) for whole, rows in thirds.items()}
 
 
 def _both(names: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -120,8 +113,10 @@ IJEPA_5 = Names(_IJEPA_FIXED, "blocks", "layers", _IJEPA_LAYER_5, _IJEPA_PARTS_5
 
 
 def stack_mask_tokens(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`mask_tokens.<i>` [1, 1, D] as one tensor [tokens, 1, 1, D]."""
+    """`mask_tokens.<i>` [1, 1, D] as one tensor [tokens, 1, 1, D], where there are such."""
     tokens = {key: value for key, value in state.items() if key.startswith("mask_tokens.")}
+    if not tokens:
+        return dict(state)
     ordered = sorted(tokens, key=lambda key: int(key.rsplit(".", 1)[1]))
     rest = {key: value for key, value in state.items() if key not in tokens}
     return rest | {"mask_tokens": torch.stack([tokens[key] for key in ordered])}
