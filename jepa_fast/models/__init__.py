@@ -1,6 +1,7 @@
 """Models by name."""
 
 import difflib
+from collections.abc import Collection
 from dataclasses import fields, replace
 from typing import Any
 
@@ -43,18 +44,24 @@ def names() -> list[str]:
     return list(_CONFIGS)
 
 
+def unknown(argument: str, value: object, accepted: Collection[str]) -> str:
+    """The message for a value that is none of the accepted ones."""
+    near = difflib.get_close_matches(str(value), accepted, n=1, cutoff=0.0)[0]
+    return f"{argument}: expected one of {', '.join(accepted)}, got {value!r}; did you mean {near!r}?"
+
+
 def config(name: str, **overrides: Any) -> Config:
     """The configuration that `create` would use. Raises as `create` does."""
     if name not in _CONFIGS:
-        near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.0)
-        raise ValueError(
-            f"name: expected one of {', '.join(names())}, got {name!r}; did you mean {near[0]!r}?"
-        )
+        raise ValueError(unknown("name", name, names()))
     published = _CONFIGS[name]
     accepted = [field.name for field in fields(published)]
     for key in overrides:
         if key not in accepted:
-            raise ValueError(f"{key}: not a field of the configuration; accepted: {', '.join(accepted)}")
+            near = difflib.get_close_matches(key, accepted, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"{key}: not a field of the configuration; accepted: {', '.join(accepted)}; did you mean {near!r}?"
+            )
     return replace(published, **overrides)
 
 

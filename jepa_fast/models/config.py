@@ -1,17 +1,36 @@
 """What the configurations of all systems share."""
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
 
 
 class Checked:
-    """A frozen dataclass that refuses sizes below 1, by the name of the field."""
+    """A frozen dataclass of sizes, switches and choices, which refuses other values by the name of the field."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, bool | str | tuple) or value is None:
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        for field in fields(self):  # type: ignore[arg-type] # of the dataclass that this one is a base of
+            name, kind, value = field.name, field.type, getattr(self, field.name)
+            if kind is bool:
+                if not isinstance(value, bool):
+                    raise ValueError(f"{name}: expected True or False, got {value!r}")
+            elif get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, got {value!r}")
+            else:
+                optional = type(None) in get_args(kind)
+                if (value is None and optional) or (type(value) is int and value >= 1):
+                    continue
+                accepted = "an integer of at least 1" + (" or None" if optional else "")
+                raise ValueError(f"{name}: expected {accepted}, got {value!r}")
+
+
+def check_rotary(heads: str, num_heads: int, dim: int) -> None:
+    """Raises ValueError, naming the field `heads`, unless heads have pairs of channels to turn."""
+    if dim % num_heads == 0 and dim // num_heads % 2:
+        raise ValueError(
+            f"{heads}: expected heads of an even number of channels, as positions are rotary, got {num_heads} heads "
+            f"of {dim // num_heads}"
+        )
 
 
 # dim, depth, num_heads, mlp_dim

@@ -33,6 +33,15 @@ class LeJEPAConfig(Checked):
     hidden_dim: int = 2048
     proj_dim: int = 512
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        local = self.local_size
+        if local is not None and (local % self.patch_size or local > self.image_size):
+            raise ValueError(
+                f"local_size: expected a multiple of patch_size = {self.patch_size}, at most image_size = "
+                f"{self.image_size}, got {local}"
+            )
+
     @property
     def encoder(self) -> EncoderConfig:
         sizes = (self.image_size, self.patch_size, self.dim, self.depth, self.num_heads, self.mlp_dim)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,9 +10,9 @@ from jepa_fast.masks import Masks, RaggedMasks
 from jepa_fast.nn.action_predictor import ActionPredictor, ActionPredictorConfig
 from jepa_fast.nn.packing import Packed, pack
 from jepa_fast.nn.predictor import Predictor, PredictorConfig
-from jepa_fast.nn.vision_transformer import EncoderConfig, Positions, VisionTransformer
+from jepa_fast.nn.vision_transformer import EncoderConfig, VisionTransformer
 
-from .config import Checked, size
+from .config import Checked, check_rotary, size
 
 ROPE_SIDE = 16  # patches per side at which V-JEPA 2.1's rotary positions count as they are
 
@@ -41,12 +41,23 @@ class VJEPAConfig(Checked):
     predictor_heads: int = 12
     patch_size: int = 16
     tubelet: int = 2
-    positions: Positions = "tiled"
+    positions: Literal["sincos", "tiled", "interleaved"] = "tiled"
     mask_tokens: int = 10
     token_per_set: bool = False
     hierarchical: bool = False
     levels: int = 1
     teacher_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions != "sincos":
+            check_rotary("num_heads", self.num_heads, self.dim)
+            check_rotary("predictor_heads", self.predictor_heads, self.predictor_dim)
+        if self.levels not in ((1, 4) if self.hierarchical else (1,)):
+            accepted = "1 or 4" if self.hierarchical else "1 of a model that is not hierarchical"
+            raise ValueError(f"levels: expected {accepted}, got {self.levels}")
+        if self.hierarchical and self.depth % 4:
+            raise ValueError(f"depth: expected a multiple of 4 of a hierarchical model, got {self.depth}")
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -177,6 +188,11 @@ class VJEPA2ACConfig(Checked):
     extrinsics: bool = False
     patch_size: int = 16
     tubelet: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rotary("num_heads", self.num_heads, self.dim)
+        check_rotary("predictor_heads", self.predictor_heads, self.predictor_dim)
 
     @property
     def encoder(self) -> EncoderConfig:

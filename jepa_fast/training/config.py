@@ -14,7 +14,7 @@ _LEAST = {
     "global_views": 1, "local_views": 0, "local_size": 1, "sigreg_slices": 1, "steps": 1, "epochs": 1,
     "warmup_steps": 0, "workers": 0, "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
 }  # fmt: skip
-_CHOICES = {
+CHOICES = {
     "split": ("train", "all"),
     "precision": ("auto", "float32", "bfloat16", "pure_bfloat16"),
     "device": ("auto", "cpu", "cuda"),
@@ -160,7 +160,7 @@ class TrainConfig:
         )
         self._require("cuda_graph", not (self.cuda_graph and self.accumulate > 1), "accumulate = 1 with it")
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
-        for name, accepted in _CHOICES.items():
+        for name, accepted in CHOICES.items():
             self._require(name, getattr(self, name) in accepted, " or ".join(accepted))
 
     def _require(self, name: str, holds: bool, expected: str) -> None:

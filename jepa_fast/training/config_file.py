@@ -1,5 +1,6 @@
 """A training configuration in a TOML file: the fields of `TrainConfig` by their names."""
 
+import difflib
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jepa_fast.training.config import TrainConfig
+from jepa_fast.training.config import CHOICES, TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -23,11 +24,16 @@ def read_config(path: Path, form: type[Config]) -> Config:
     accepted = {field.name: field.type for field in fields(TrainConfig)}
     for name in values:
         if name not in accepted:
-            raise ValueError(f"config: {path}: expected one of {', '.join(accepted)}, got {name}")
+            near = difflib.get_close_matches(name, accepted, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"config: {path}: expected one of {', '.join(accepted)}, got {name!r}; did you mean {near!r}?"
+            )
     converted = {}
     for name, value in values.items():
         try:
-            converted[name] = msgspec.convert(value, accepted[name], dec_hook=_path)
+            # What a choice may be, the configuration itself says better.
+            kind = str if name in CHOICES else accepted[name]
+            converted[name] = msgspec.convert(value, kind, dec_hook=_path)
         except msgspec.ValidationError as error:
             raise ValueError(f"{name}: {path}: {error}") from None
     try:

@@ -40,7 +40,7 @@ class System:
 def make_system(config: TrainConfig) -> System:
     """Draws the weights of `config.model`. Raises ValueError, naming the field."""
     if config.model not in models.names():
-        raise ValueError(f"model: expected one of {', '.join(models.names())}, got {config.model}")
+        raise ValueError(models.unknown("model", config.model, models.names()))
     asked = {"image_size": config.image_size, "frames": config.frames, "local_size": config.local_size}
     accepted = [field.name for field in fields(models.config(config.model))]
     overrides = {name: value for name, value in asked.items() if value is not None}
@@ -48,6 +48,11 @@ def make_system(config: TrainConfig) -> System:
         if name not in accepted and (name, config.frames) != ("frames", 1):
             raise ValueError(
                 f"{name}: expected none, as {config.model} has no such size, got {overrides[name]}"
+            )
+        other = config.model_options.get(name, overrides[name])
+        if other != overrides[name]:
+            raise ValueError(
+                f"{name}: expected one value, got {overrides[name]} and, in model_options, {other}"
             )
     overrides.pop("frames" if "frames" not in accepted else "", None)
     model = models.create(config.model, **(dict(config.model_options) | overrides))

@@ -149,6 +149,10 @@ def test_unknown_name_lists_the_known() -> None:
         ({"width": 3}, "width: not a field of the configuration; accepted: image_size, patch_size"),
         ({"depth": 0}, "depth: expected an integer of at least 1, got 0"),
         ({"depth": 1.5}, "depth: expected an integer of at least 1, got 1.5"),
+        ({"image_size": "96"}, "image_size: expected an integer of at least 1, got '96'"),
+        ({"image_size": None}, "image_size: expected an integer of at least 1, got None"),
+        ({"image_size": True}, "image_size: expected an integer of at least 1, got True"),
+        ({"dept": 3}, "dept: not a field .*; did you mean 'depth'"),
         ({"image_size": 100}, "image_size: expected a multiple of patch_size = 8, got 100"),
         ({"num_heads": 5}, "num_heads: expected a divisor of dim = 192, got 5"),
         ({"dim": 198}, "dim: expected a positive multiple of 4, got 198"),
@@ -157,3 +161,37 @@ def test_unknown_name_lists_the_known() -> None:
 def test_wrong_overrides(overrides: dict[str, int], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         models.create("ijepa_vitt8_128", **overrides)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("lejepa_vits8_128", {"proj_dim": None}, "proj_dim: expected an integer of at least 1, got None"),
+        (
+            "lejepa_vits8_128",
+            {"local_size": 0},
+            "local_size: expected an integer of at least 1 or None, got 0",
+        ),
+        (
+            "lejepa_vits8_128",
+            {"local_size": 60},
+            "local_size: expected a multiple of patch_size = 8, at most .* got 60",
+        ),
+        ("lejepa_vits8_128", {"local_size": 136}, "local_size: .*, at most image_size = 128, got 136"),
+        (
+            "vjepa2_vitl_256",
+            {"positions": "foo"},
+            "positions: expected one of sincos, tiled, interleaved, got 'foo'",
+        ),
+        ("vjepa2_vitl_256", {"hierarchical": 1}, "hierarchical: expected True or False, got 1"),
+        ("vjepa2_vitl_256", {"levels": 4}, "levels: expected 1 of a model that is not hierarchical, got 4"),
+        ("vjepa21_vitg_256", {"levels": 2}, "levels: expected 1 or 4, got 2"),
+        ("vjepa21_vitg_256", {"depth": 6}, "depth: expected a multiple of 4 of a hierarchical model, got 6"),
+        ("vjepa2_vitl_256", {"dim": 36, "num_heads": 4}, "num_heads: expected .* even .*, got 4 heads of 9"),
+        ("vjepa2_vitl_256", {"predictor_dim": 60}, "predictor_heads: expected .* even .*, got 12 heads of 5"),
+        ("vjepa2_ac_vitg", {"predictor_dim": 80}, "predictor_heads: expected .* even .*, got 16 heads of 5"),
+    ],
+)
+def test_fields_that_do_not_fit(name: str, overrides: dict[str, object], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        models.create(name, **overrides)

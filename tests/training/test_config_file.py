@@ -66,7 +66,15 @@ def test_without_a_file_the_defaults_hold() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batchsize = 4", r"config: .*small.toml: expected one of data, .*, got batchsize"),
+        (
+            "batchsize = 4",
+            r"config: .*small.toml: expected one of data, .*, got 'batchsize'; did you mean 'batch_size'",
+        ),
+        (
+            "precision = 'bf16'",
+            r"precision: expected auto or float32 or bfloat16 or .*, got 'bf16' \(in .*small.toml",
+        ),
+        ("precision = 16", r"precision: .*small.toml: Expected `str`, got `int`"),
         ("batch_size = 'four'", r"batch_size: .*small.toml: Expected `int`, got `str`"),
         ("output = 4", r"output: .*small.toml: "),
         ("lr = -1.0", r"lr: expected a finite number, 0 or more, got -1.0 \(in .*small.toml\)"),

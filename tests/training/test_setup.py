@@ -76,7 +76,10 @@ def refuse(config: TrainConfig, message: str, error: type[Exception] = ValueErro
 @pytest.mark.usefixtures("small_model")
 class TestRefusals:
     def test_unknown_model(self, config: MakeConfig) -> None:
-        refuse(config(model="resnet50"), "model: expected one of ijepa_vitt8_128, .*, got resnet50")
+        refuse(
+            config(model="ijepa_vit8_128"),
+            "model: expected one of ijepa_vitt8_128, .*, got 'ijepa_vit8_128'; did you mean 'ijepa_vitt8_128'",
+        )
 
     def test_image_sizes_that_the_model_or_the_masks_cannot_have(self, config: MakeConfig) -> None:
         refuse(config(image_size=65), "image_size: expected a multiple of patch_size = 8, got 65")

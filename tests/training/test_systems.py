@@ -134,8 +134,12 @@ def test_views_and_masks_of_the_systems() -> None:
             "local_size: expected none, as ijepa_vitt8_128 has no such",
         ),
         (
-            {"model": "ijepa_vitt8_128", "model_options": {"deep": 3}},
-            "deep: not a field of the configuration",
+            {"model": "ijepa_vitt8_128", "model_options": {"dept": 3}},
+            "dept: not a field of the configuration; accepted: .*; did you mean 'depth'",
+        ),
+        (
+            {"model": "ijepa_vitt8_128", "image_size": 48, "model_options": {"image_size": 64}},
+            "image_size: expected one value, got 48 and, in model_options, 64",
         ),
         ({"model": "vjepa2_ac_vitg"}, "model: expected one that is trained from scratch, got vjepa2_ac_vitg"),
     ],
