@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Generator
 
+LARGEST_DRAW = 1 - 2**-24  # of torch.rand in float32
+
 
 def integers(high: np.ndarray, generator: Generator | None) -> np.ndarray:
     """What `[torch.randint(end, (1,), generator=generator) for end in high]` would draw, int64 like `high`.

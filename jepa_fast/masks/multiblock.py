@@ -4,13 +4,14 @@ import functools
 import logging
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator
 
-from .draws import integers
+from .draws import LARGEST_DRAW, integers
 from .indices import Masks, Ragged, RaggedMasks, cut
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,12 @@ class MultiBlockMasks:
         fixed: bool = False,
         ragged: bool = False,
     ) -> None:
-        self.rows, self.columns = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
-        if min(self.rows, self.columns) < 1:
-            raise ValueError(f"grid_size: expected at least 1 patch per side, got {grid_size}")
+        sides = (grid_size, grid_size) if isinstance(grid_size, int) else grid_size
+        if not is_grid(sides, 2):
+            raise ValueError(
+                f"grid_size: expected an integer or (rows, columns), at least 1 patch per side, got {grid_size}"
+            )
+        self.rows, self.columns = sides
         check_range("context_scale", context_scale, 1.0)
         check_range("target_scale", target_scale, 1.0)
         check_range("aspect_ratio", aspect_ratio, math.inf)
@@ -85,9 +89,9 @@ class MultiBlockMasks:
         self.allow_overlap = allow_overlap
         self.fixed = fixed
         self.ragged = ragged
-        for draw in range(SIZE_CHECKS):
-            self._target_size(draw / SIZE_CHECKS)
-            self._context_size(draw / SIZE_CHECKS)
+        for draw in (*(number / SIZE_CHECKS for number in range(SIZE_CHECKS)), LARGEST_DRAW):
+            self._target_size(draw)
+            self._context_size(draw)
 
     def sample(
         self, batch_size: int, step: int, generator: Generator | None = None
@@ -226,8 +230,18 @@ def _rectangle(height: int, width: int, columns: int) -> int:
     return sum(row << i * columns for i in range(height))
 
 
+def is_grid(sides: Any, axes: int) -> bool:
+    """Whether these are so many sides of at least 1 patch."""
+    return (
+        isinstance(sides, Sequence)
+        and len(sides) == axes
+        and all(isinstance(s, int) and s >= 1 for s in sides)
+    )
+
+
 def check_range(name: str, limits: tuple[float, float], highest: float) -> None:
-    low, high = limits
-    if not 0 < low <= high <= highest:
-        accepted = "0 < low <= high" + (f" <= {highest:g}" if highest < math.inf else "")
+    """Raises ValueError unless limits are finite, and within (0, highest]."""
+    pair = isinstance(limits, Sequence) and len(limits) == 2
+    if not pair or not 0 < limits[0] <= limits[1] <= highest or limits[1] == math.inf:
+        accepted = "0 < low <= high" + (f" <= {highest:g}" if highest < math.inf else ", both finite")
         raise ValueError(f"{name}: expected {accepted}, got {limits}")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Generator
 
-from .draws import integers
+from .draws import LARGEST_DRAW, integers
 from .indices import Masks, MaskSets, Ragged, RaggedMasks, cut
-from .multiblock import check_range
+from .multiblock import check_range, is_grid
 
 MOST_ATTEMPTS = 1000  # at a context that is not empty, for each sample
 
@@ -81,7 +81,7 @@ class TubeMasks:
         sets: Sequence[TubeSet] = PUBLISHED_SETS,
         ragged: bool = False,
     ) -> None:
-        if len(grid_size) != 3 or min(grid_size) < 1:
+        if not is_grid(grid_size, 3):
             raise ValueError(
                 f"grid_size: expected (frames, rows, columns) of at least 1 each, got {grid_size}"
             )
@@ -91,7 +91,9 @@ class TubeMasks:
         self.sets = tuple(sets)
         self.ragged = ragged
         for tube_set in self.sets:
+            # The smallest blocks are at the ends: the flattest, and the narrowest.
             self._block_size(tube_set, [0.0, 0.0, 0.0])
+            self._block_size(tube_set, [0.0, 0.0, LARGEST_DRAW])
 
     def sample(self, batch_size: int, step: int, generator: Generator | None = None) -> MaskSets:
         """Draws the masks of one batch.
@@ -169,8 +171,9 @@ class TubeMasks:
         width = min(round(math.sqrt(area / ratio)), self.columns)
         if height < 1 or width < 1:
             raise ValueError(
-                f"spatial_scale: expected blocks of at least 1 patch, got {tube_set.spatial_scale}, which makes "
-                f"blocks of {height} x {width} on a grid of {self.rows} x {self.columns}"
+                f"spatial_scale: expected blocks of at least 1 patch, got {tube_set.spatial_scale}, which with "
+                f"aspect_ratio = {tube_set.aspect_ratio} makes blocks of {height} x {width} on a grid of "
+                f"{self.rows} x {self.columns}"
             )
         return frames, height, width
 

@@ -1,6 +1,7 @@
 """Multi-block masks: what the published sampler draws, and what its corrected form draws."""
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -184,12 +185,18 @@ def test_to_moves_both() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid_size": 0}, "grid_size: expected at least 1 patch per side, got 0"),
-        ({"grid_size": (4, -1)}, r"grid_size: expected at least 1 patch per side, got \(4, -1\)"),
+        ({"grid_size": 0}, "grid_size: .* at least 1 patch per side, got 0"),
+        ({"grid_size": (4, -1)}, r"grid_size: .* at least 1 patch per side, got \(4, -1\)"),
         ({"context_scale": (0.9, 0.8)}, r"context_scale: expected 0 < low <= high <= 1, got \(0.9, 0.8\)"),
         ({"target_scale": (0.0, 0.2)}, "target_scale: expected 0 < low"),
         ({"target_scale": (0.5, 1.2)}, "target_scale: expected 0 < low <= high <= 1"),
-        ({"aspect_ratio": (-1.0, 1.0)}, r"aspect_ratio: expected 0 < low <= high, got"),
+        ({"aspect_ratio": (-1.0, 1.0)}, r"aspect_ratio: expected 0 < low <= high, both finite, got"),
+        (
+            {"aspect_ratio": (1, math.inf)},
+            r"aspect_ratio: expected 0 < low <= high, both finite, got \(1, inf\)",
+        ),
+        ({"grid_size": 4.0}, r"grid_size: expected an integer or \(rows, columns\), .*, got 4.0"),
+        ({"grid_size": (4,)}, r"grid_size: expected an integer or \(rows, columns\), .*, got \(4,\)"),
         ({"num_context": 0}, "num_context: expected at least 1, got 0"),
         ({"num_targets": 0}, "num_targets: expected at least 1, got 0"),
         ({"min_keep": -1}, "min_keep: expected at least 0, got -1"),

@@ -1,5 +1,6 @@
 """Tube masks against the published collators' draws, ragged rows against cut ones, and refusals."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,12 @@ def test_to_moves_all() -> None:
     ("options", "message"),
     [
         ({"grid_size": (8, 8)}, r"grid_size: expected \(frames, rows, columns\) of at least 1 each, got"),
+        (
+            {"grid_size": (2, 4, 4), "sets": [TubeSet(4, (0.1, 0.1), aspect_ratio=(1, 8))]},
+            r"spatial_scale: .* aspect_ratio = \(1, 8\) makes blocks of 3 x 0 on a grid of 4 x 4",
+        ),
+        ({"grid_size": (2, 8.0, 8)}, r"grid_size: expected .*, got \(2, 8.0, 8\)"),
+        ({"grid_size": 8}, r"grid_size: expected .*, got 8"),
         ({"grid_size": (0, 8, 8)}, r"grid_size: expected .*, got \(0, 8, 8\)"),
         ({"sets": ()}, "sets: expected at least one, got none"),
         ({"grid_size": (2, 2, 2), "sets": IMAGE_SETS}, "spatial_scale: expected blocks of at least 1 patch"),
@@ -132,6 +139,11 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
         ({"spatial_scale": (0.0, 0.5)}, "spatial_scale: expected 0 < low"),
         ({"temporal_scale": (0.5, 1.5)}, "temporal_scale: expected 0 < low <= high <= 1"),
         ({"aspect_ratio": (2.0, 1.0)}, "aspect_ratio: expected 0 < low <= high"),
+        (
+            {"aspect_ratio": (1.0, math.inf)},
+            r"aspect_ratio: expected 0 < low <= high, both finite, got \(1.0, inf\)",
+        ),
+        ({"aspect_ratio": 1.0}, "aspect_ratio: expected 0 < low <= high, both finite, got 1.0"),
         ({"max_temporal_keep": 0.0}, "max_temporal_keep: expected 0 < share <= 1, got 0.0"),
         ({"max_keep": 0}, "max_keep: expected at least 1, got 0"),
     ],
