@@ -91,6 +91,9 @@ def evaluate(
     if draws > 1 and source.splits is not None:
         raise ValueError(f"draws: expected 1, as {data} has splits of its own, got {draws}")
     drawn = [split_indices(source, seed + number) for number in range(draws)]
+    if methods:
+        for train, _, _ in drawn:  # before the features, which take their time
+            _require_classes(source, train)
     rows = [index for part in drawn[0] for index in part]  # the same ones in every draw
     with slow_progress("features", math.ceil(len(rows) / batch_size)) as advance:
         features = extract(
@@ -161,6 +164,17 @@ def _depth(frozen: Frozen) -> int:
     return sum(isinstance(part, Block) for part in frozen.encoder.modules())
 
 
+def _require_classes(source: Source, train: list[int]) -> None:
+    """A single class is always told right, and a single sample has no variance."""
+    assert source.labels is not None
+    found = len(source.labels[train].unique())
+    if found < 2:
+        raise ValueError(
+            f"data: expected training samples of 2 or more classes in {source.root}, "
+            f"got {len(train)} of {found}"
+        )
+
+
 def _scores(
     source: Source,
     features: Features,
@@ -173,6 +187,7 @@ def _scores(
     assert source.labels is not None
     labels, classes = source.labels, len(source.classes)
     place = {index: row for row, index in enumerate(features.indices.tolist())}
+    _require_classes(source, [index for index in parts[0] if index in place])  # of those that could be read
     rows = [torch.tensor([place[index] for index in part if index in place]) for part in parts]
 
     def splits(x: Tensor, where: torch.device) -> Splits:

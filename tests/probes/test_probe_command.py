@@ -269,6 +269,21 @@ def test_bad_input_is_one_line(
     assert rest in line
 
 
+@pytest.mark.parametrize(
+    ("labels", "splits", "got"),
+    [([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 2], "4 of 1"), ([0, 1, 0, 1, 0, 1], [0, 1, 1, 1, 2, 2], "1 of 1")],
+)
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_one_class_or_one_sample_to_train_on_is_refused(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[int],
+    splits: list[int], got: str, method: str,
+) -> None:  # fmt: skip
+    path = write(tmp_path / "few.npz", 6, label=np.array(labels), split=np.array(splits))
+    assert call([runs["ijepa"], "--data", path, "--methods", method, "--device", "cpu"]) == 2
+    expected = f"data: expected training samples of 2 or more classes in {path}, got {got}"
+    assert capsys.readouterr().err == f"jepa-fast: error: {expected}\n"
+
+
 def test_a_file_of_other_weights_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
