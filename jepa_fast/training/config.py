@@ -12,6 +12,7 @@ PUBLISHED_WARMUP = 40 / 300
 _LEAST = {
     "image_size": 1, "frames": 1, "frame_stride": 1, "frame_memory": 0, "min_keep": 0, "batch_size": 1,
     "global_views": 1, "local_views": 0, "local_size": 1, "sigreg_slices": 1, "steps": 1, "epochs": 1,
+    "context_loss_start": 0, "context_loss_end": 0,
     "warmup_steps": 0, "workers": 0, "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
 }  # fmt: skip
 CHOICES = {
@@ -69,6 +70,10 @@ class TrainConfig:
     """LeJEPA: weight of SIGReg in the loss, 0 to 1."""
     sigreg_slices: Annotated[int, _shown_as("NUMBER")] = 1024
     """LeJEPA: directions that SIGReg draws in each step."""
+    context_loss_start: Annotated[int, _shown_as("STEPS")] = 15_000
+    """V-JEPA 2.1: step from which on the weight of the context loss rises from 0."""
+    context_loss_end: Annotated[int, _shown_as("STEPS")] = 30_000
+    """V-JEPA 2.1: step at which it has its final weight; 0 has it from the first step on."""
     ragged: bool = False
     """Masks keep all their tokens; as published they are cut to the shortest of the batch."""
     min_keep: Annotated[int | None, _shown_as("PATCHES", "the sampler's own")] = None
@@ -157,6 +162,11 @@ class TrainConfig:
             "accumulate",
             self.batch_size % self.accumulate == 0,
             f"a divisor of batch_size = {self.batch_size}",
+        )
+        self._require(
+            "context_loss_start",
+            self.context_loss_start <= self.context_loss_end or self.context_loss_end == 0,
+            f"at most context_loss_end = {self.context_loss_end}",
         )
         self._require("cuda_graph", not (self.cuda_graph and self.accumulate > 1), "accumulate = 1 with it")
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")

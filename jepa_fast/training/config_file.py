@@ -28,7 +28,7 @@ def read_config(path: Path, form: type[Config]) -> Config:
             raise ValueError(
                 f"config: {path}: expected one of {', '.join(accepted)}, got {name!r}; did you mean {near!r}?"
             )
-    converted = {}
+    converted: dict[str, Any] = {}
     for name, value in values.items():
         try:
             # What a choice may be, the configuration itself says better.

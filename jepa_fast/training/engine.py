@@ -246,7 +246,9 @@ class _Graphs:
 
     def step(self, batch: Any, masks: Any, rates: dict[str, float]) -> Tensor:
         inputs = list(_tensors((batch, masks)))
-        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        # A weight that still changes is never seen twice, and its steps run as they are.
+        weight = getattr(self._step, "context_weight", None)
+        shape = weight, *((tensor.shape, tensor.dtype) for tensor in inputs)
         if shape not in self._captured:
             if shape not in self._seen or len(self._captured) >= MOST_GRAPHS:
                 self._seen.add(

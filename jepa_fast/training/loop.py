@@ -35,6 +35,7 @@ from jepa_fast.training.flops import peak_flops, step_flops
 from jepa_fast.training.log import NonFiniteLossError, StepRecord, TrainingLog
 from jepa_fast.training.step import TrainingStep
 from jepa_fast.training.systems import System, make_system
+from jepa_fast.training.vjepa_step import VJEPA21Step, context_weight_at
 from jepa_fast.training.world import Meetings, World, join
 
 __all__ = [
@@ -95,6 +96,7 @@ def train(
 
     torch.manual_seed(config.seed)
     system = make_system(config)
+    setup.check_parts(config, system, world)
     if config.output and world.is_main:
         setup.check_free_space(config.output, system.model, config.keep_checkpoints)
     data = setup.open_data(config, system)
@@ -195,10 +197,13 @@ def _train_step(
 ) -> StepRecord:
     """Training step `step`, counted from 0."""
     rates = schedules.rates(step, plan)
+    fields: dict[str, Any] = dict(rates)
+    if isinstance(engine.step_, VJEPA21Step):
+        ramp = plan["context_loss_start"], plan["context_loss_end"]
+        engine.step_.context_weight = fields["context_weight"] = context_weight_at(step, ramp=ramp)
     raw = raw.to(world.device)
     pixels = system.arrange(raw.views(system.kinds))
     loss = engine.step(pixels, raw.masks, rates)
-    fields: dict[str, Any] = dict(rates)
     if isinstance(raw.masks, Masks):
         fields |= {"context_tokens": raw.masks.context.shape[1], "target_tokens": raw.masks.target.shape[1]}
     has_teacher = getattr(engine.step_, "teacher", None) is not None

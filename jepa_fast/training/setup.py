@@ -13,6 +13,7 @@ from torch import nn
 
 from jepa_fast.data import SPLITS, Source, open_source
 from jepa_fast.data.augment import least_edge
+from jepa_fast.models import LeJEPA
 from jepa_fast.training.checkpoint import latest_checkpoint, list_checkpoints
 from jepa_fast.training.config import PUBLISHED_WARMUP, TrainConfig
 from jepa_fast.training.log import METRICS_NAME
@@ -91,6 +92,8 @@ def make_plan(config: TrainConfig, *, system: System, samples: int) -> dict[str,
         "ragged": config.ragged,
         "sigreg_weight": config.sigreg_weight,
         "sigreg_slices": config.sigreg_slices,
+        "context_loss_start": config.context_loss_start,
+        "context_loss_end": config.context_loss_end,
         "batch_size": config.batch_size,
         "precision": choose_precision(config.precision, choose_device(config.device)),
         "max_norm": config.max_norm,
@@ -130,6 +133,16 @@ def check_world(config: TrainConfig, world: World) -> None:
         )
     if config.cuda_graph and (world.device.type != "cuda" or world.size > 1):
         raise ValueError(f"cuda_graph: expected one process on CUDA, got {world.size} on {world.device.type}")
+
+
+def check_parts(config: TrainConfig, system: System, world: World) -> None:
+    """Refuses parts of a batch with one image, of which LeJEPA's statistics say nothing."""
+    parts = world.size * config.accumulate
+    if isinstance(system.model, LeJEPA) and config.batch_size < 2 * parts:
+        raise ValueError(
+            f"batch_size: expected at least {2 * parts}, 2 images for each of {world.size} processes times accumulate "
+            f"= {config.accumulate} parts, got {config.batch_size}"
+        )
 
 
 def check_same_run(

@@ -191,6 +191,6 @@ def target_distances(place: Tensor, batch_size: int, grid: tuple[int, int, int])
 
 
 def context_weight_at(step: int, weight: float = 0.5, ramp: tuple[int, int] = RAMP) -> float:
-    """The weight of V-JEPA 2.1's context loss at a step: 0, then rising linearly over `ramp`, then `weight`."""
+    """The weight of V-JEPA 2.1's context loss at a step, from 0: 0, rising linearly over `ramp`, `weight`."""
     begin, end = ramp
-    return weight * min(max((step - begin) / (end - begin), 0.0), 1.0)
+    return weight if step >= end else weight * max((step - begin) / (end - begin), 0.0)

@@ -40,8 +40,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "vjepa": {**VIDEO, "model": "vjepa_vitl_224"},
     "vjepa2": {**VIDEO, "model": "vjepa2_vitl_256"},
     "vjepa2_parts": {**VIDEO, "model": "vjepa2_vitl_256", "accumulate": 2},
-    "vjepa21": {**VIDEO, "model": "vjepa21_vitg_256"},
-    "vjepa21_fsdp": {**VIDEO, "model": "vjepa21_vitg_256", "parallel": "fsdp"},
+    "vjepa21": {**VIDEO, "model": "vjepa21_vitg_256", "context_loss_start": 1, "context_loss_end": 3},
+    "vjepa21_fsdp": {
+        **VIDEO,
+        "context_loss_start": 1,
+        "context_loss_end": 3,
+        "model": "vjepa21_vitg_256",
+        "parallel": "fsdp",
+    },
 }
 
 

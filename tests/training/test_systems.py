@@ -29,6 +29,7 @@ LEJEPA = {
     "hidden_dim": 32,
     "proj_dim": 8,
 }
+PUBLISHED_RAMP = {"context_loss_start": 15_000, "context_loss_end": 30_000}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "lejepa": {
         "model": "lejepa_vits8_128", "model_options": LEJEPA, "image_size": 32, "local_size": 16, "local_views": 3,
@@ -39,7 +40,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "vjepa2_ragged": {
         "model": "vjepa2_vitl_256", "model_options": VJEPA, "image_size": 64, "frames": 4, "ragged": True,
     },
-    "vjepa21": {"model": "vjepa21_vitg_256", "model_options": VJEPA, "image_size": 64, "frames": 4},
+    "vjepa21": {
+        "model": "vjepa21_vitg_256", "model_options": VJEPA, "image_size": 64, "frames": 4,
+        "context_loss_start": 1, "context_loss_end": 3,
+    },
     "ijepa_ragged": {
         "model": "ijepa_vitt8_128", "model_options": {"depth": 1, "predictor_depth": 1, "predictor_dim": 48},
         "image_size": 80, "ragged": True,
@@ -104,6 +108,30 @@ def test_parts_of_a_batch_have_their_masks(name: str, clips: Path) -> None:
     parts = train(TrainConfig(**options, **SYSTEMS[name], accumulate=2))
     # A mean over ragged tokens weighs rows by their length.
     assert parts.losses == pytest.approx(whole.losses, rel=2e-4 if name == "vjepa2" else 5e-2)
+
+
+def test_the_context_loss_of_vjepa21_rises_over_its_ramp(clips: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "data": str(clips), "device": "cpu", "batch_size": 2, "steps": 5, "output": tmp_path / "run",
+    }  # fmt: skip
+    result = train(TrainConfig(**options, **SYSTEMS["vjepa21"]))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["context_weight"] for row in rows] == [0.0, 0.0, 0.25, 0.5, 0.5]
+    published = train(TrainConfig(**options | {"output": None}, **{**SYSTEMS["vjepa21"], **PUBLISHED_RAMP}))
+    assert published.losses[:2] == result.losses[:2]
+    assert published.losses[2] != result.losses[2]
+    assert published.step.context_weight == 0.0
+
+
+def test_parts_of_one_image_are_refused_before_the_first_step(clips: Path) -> None:
+    config = TrainConfig(
+        data=str(clips), device="cpu", batch_size=4, accumulate=4, output=None, **SYSTEMS["lejepa"]
+    )
+    with pytest.raises(
+        ValueError,
+        match="batch_size: expected at least 8, 2 images for each of 1 processes times accumulate = 4 parts",
+    ):
+        train(config)
 
 
 def test_views_and_masks_of_the_systems() -> None:
