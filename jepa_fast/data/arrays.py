@@ -55,7 +55,7 @@ class ArraySource(Source):
             or self.pictures.dtype != np.uint8
             or not self.pictures.size
         ):
-            raise _unexpected(path, "images uint8 [n, H, W, 3]", self.pictures)
+            raise _unexpected(path, "images uint8 [n, H, W, 3] with all of them 1 or more", self.pictures)
         self._ends = np.cumsum([len(offsets) - 1 for _, _, offsets in self._parts])
         super().__init__(path, len(self.pictures) if self.pictures is not None else int(self._ends[-1]))
         self._set_labels(arrays, label)

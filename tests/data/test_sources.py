@@ -113,7 +113,7 @@ class TestArrays:
             ({"x": np.zeros(3)}, r"expected image_bytes and offsets, or images, in .*a.npz, got x"),
             (
                 {"images": np.zeros((2, 3, 4))},
-                r"expected images uint8 \[n, H, W, 3\] in .*, got float64 \[2, 3, 4\]",
+                r"expected images uint8 \[n, H, W, 3\] with .* in .*, got float64 \[2, 3, 4\]",
             ),
             (
                 {"image_bytes": NOTHING, "offsets": np.array([0, 9])},
