@@ -12,7 +12,12 @@ from jepa_fast.commands.train import Train
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Train]:
     """What the command was given to run."""
     configs: list[Train] = []
-    monkeypatch.setitem(entry.COMMANDS, "train", (Train, lambda config: configs.append(config) or 0))
+
+    def run(config: Train) -> int:
+        configs.append(config)
+        return 0
+
+    monkeypatch.setitem(entry.COMMANDS, "train", (Train, run))
     return configs
 
 
