@@ -9,7 +9,8 @@ from jepa_fast import models
 HEAD = """# Models
 
 `jepa_fast.models.create(name)` makes each of these with freshly drawn weights; `jepa_fast.weights.load` reads published
-ones into it. Every field of a configuration can be changed: `create("vjepa2_vitl_256", frames=32)`. Parameters are
+ones, or a checkpoint of `jepa-fast train`, into it, and `jepa_fast.weights.save` writes the published layout or that of
+transformers. Every field of a configuration can be changed: `create("vjepa2_vitl_256", frames=32)`. Parameters are
 counted with fixed position tables; tokens are those of one image, clip or frame, or of a global crop without its class
 token. Samplers of masks: `jepa_fast.masks`; the training step of a model: `jepa_fast.training.steps.make_step`.
 
