@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
+# A schedule so much longer than its run hardly changes.
+MOST_SCALE = 1000
+
 # The published ImageNet-1k run: 40 of its 300 epochs are warm-up (arXiv 2301.08243, appendix A.1).
 PUBLISHED_WARMUP = 40 / 300
 
@@ -13,10 +16,12 @@ _LEAST = {
     "image_size": 1, "frames": 1, "frame_stride": 1, "frame_memory": 0, "min_keep": 0, "batch_size": 1,
     "global_views": 1, "local_views": 0, "local_size": 1, "sigreg_slices": 1, "steps": 1, "epochs": 1,
     "context_loss_start": 0, "context_loss_end": 0,
-    "warmup_steps": 0, "workers": 0, "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
+    "warmup_steps": 0, "decay_steps": 0, "max_norm_start": 0,
+    "workers": 0, "accumulate": 1, "checkpoint_every": 1, "keep_checkpoints": 1, "log_every": 1,
 }  # fmt: skip
 CHOICES = {
     "split": ("train", "all"),
+    "decay": ("cosine", "linear"),
     "precision": ("auto", "float32", "bfloat16", "pure_bfloat16"),
     "device": ("auto", "cpu", "cuda"),
     "engine": ("fast", "eager"),
@@ -33,6 +38,8 @@ def _shown_as(unit: str, default: str | None = None) -> Any:
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. Rates and schedules default to those published with I-JEPA, for a batch of 2048.
+
+    Steps are counted from 0 where a field says at which one something begins or ends.
 
     Raises ValueError, naming the field, for a value out of range.
     """
@@ -98,20 +105,29 @@ class TrainConfig:
     """Learning rate that the warm-up starts from."""
     lr: Annotated[float, _shown_as("RATE")] = 1e-3
     """Learning rate after the warm-up."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate goes from lr to final_lr."""
+    decay_steps: Annotated[int | None, _shown_as("STEPS", "all after the warm-up")] = None
+    """In how many of the last steps it does so; 0 leaves it at lr."""
     final_lr: Annotated[float, _shown_as("RATE")] = 1e-6
-    """Learning rate of the last step, reached along a cosine."""
+    """Learning rate at the end of its schedule."""
     weight_decay: Annotated[float, _shown_as("RATE")] = 0.04
     """Weight decay at the start; biases and other one-dimensional parameters have none."""
     final_weight_decay: Annotated[float, _shown_as("RATE")] = 0.4
-    """Weight decay of the last step, reached along a cosine."""
+    """Weight decay at the end of its schedule, reached along a cosine."""
     momentum: Annotated[float, _shown_as("SHARE")] = 0.996
     """How much of itself the teacher keeps in the first update, 0 to 1."""
     final_momentum: Annotated[float, _shown_as("SHARE")] = 1.0
-    """The same at the end, reached linearly."""
+    """The same at the end of its schedule, reached linearly."""
+    schedule_scale: Annotated[float, _shown_as("FACTOR")] = 1.0
+    """Length of the schedules of learning rate, weight decay and momentum as a multiple of the steps, which end them
+    early: 1.25 as published with the V-JEPAs."""
     seed: Annotated[int, _shown_as("SEED")] = 0
     """Seed of the initial weights, the order of the data, the crops and the masks."""
     max_norm: Annotated[float | None, _shown_as("NORM", "no limit")] = None
-    """Scale gradients of a larger norm down to this one."""
+    """Scale gradients of a larger norm down to this one, in each part of the model by itself."""
+    max_norm_start: Annotated[int, _shown_as("STEPS")] = 0
+    """Step from which on max_norm holds."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What a loss or gradient that is not finite does: stop ends the run, skip leaves its step out."""
     precision: Literal["auto", "float32", "bfloat16", "pure_bfloat16"] = "auto"
@@ -158,6 +174,7 @@ class TrainConfig:
         self._require(
             "max_norm", self.max_norm is None or 0 < self.max_norm < float("inf"), "a finite number above 0"
         )
+        self._require("schedule_scale", 1 <= self.schedule_scale <= MOST_SCALE, f"1 to {MOST_SCALE}")
         self._require(
             "accumulate",
             self.batch_size % self.accumulate == 0,
@@ -167,6 +184,9 @@ class TrainConfig:
             "context_loss_start",
             self.context_loss_start <= self.context_loss_end or self.context_loss_end == 0,
             f"at most context_loss_end = {self.context_loss_end}",
+        )
+        self._require(
+            "max_norm_start", self.max_norm is not None or self.max_norm_start == 0, "0 without max_norm"
         )
         self._require("cuda_graph", not (self.cuda_graph and self.accumulate > 1), "accumulate = 1 with it")
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")

@@ -77,7 +77,6 @@ class Engine:
         step = self.step_
         if not isinstance(step, Step):
             return
-        step.max_norm = config.max_norm
         step.group = dist.group.WORLD if self.world.size > 1 else None
         if config.nonfinite == "skip" and not isinstance(step.optimizer, AdamWEMA):
             raise ValueError("nonfinite: skip needs an optimizer that can leave a step out")
@@ -240,15 +239,19 @@ class _Graphs:
             raise ValueError("cuda_graph: expected an optimizer that reads its rates from the device")
         self._step = step
         self._optimizer = step.optimizer
+        self._fixed: Any = None  # numbers that a captured step has in it and reads from nowhere
         self._seen: set[Any] = set()
         self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
         self._pool: Any = None
 
     def step(self, batch: Any, masks: Any, rates: dict[str, float]) -> Tensor:
         inputs = list(_tensors((batch, masks)))
-        # A weight that still changes is never seen twice, and its steps run as they are.
-        weight = getattr(self._step, "context_weight", None)
-        shape = weight, *((tensor.shape, tensor.dtype) for tensor in inputs)
+        # A weight that changes with every step is never seen twice, and its steps run as they are.
+        fixed = getattr(self._step, "context_weight", None), self._step.max_norm
+        if fixed != self._fixed:
+            self._forget()
+            self._fixed = fixed
+        shape = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if shape not in self._captured:
             if shape not in self._seen or len(self._captured) >= MOST_GRAPHS:
                 self._seen.add(
@@ -265,6 +268,14 @@ class _Graphs:
         self._optimizer.upload_hyperparameters()
         graph.replay()
         return loss.clone()
+
+    def _forget(self) -> None:
+        """Drops all graphs, which would else take the places of those to come."""
+        if self._captured:
+            torch.cuda.synchronize()  # the latest replay may not be over
+        self._seen.clear()
+        self._captured.clear()
+        self._pool = None
 
     def _on_a_side_stream(self, batch: Any, masks: Any, rates: dict[str, float]) -> Tensor:
         stream = torch.cuda.Stream()

@@ -33,7 +33,7 @@ from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.engine import Engine, StepFactory
 from jepa_fast.training.flops import peak_flops, step_flops
 from jepa_fast.training.log import NonFiniteLossError, StepRecord, TrainingLog
-from jepa_fast.training.step import TrainingStep
+from jepa_fast.training.step import Step, TrainingStep
 from jepa_fast.training.systems import System, make_system
 from jepa_fast.training.vjepa_step import VJEPA21Step, context_weight_at
 from jepa_fast.training.world import Meetings, World, join
@@ -198,6 +198,8 @@ def _train_step(
     """Training step `step`, counted from 0."""
     rates = schedules.rates(step, plan)
     fields: dict[str, Any] = dict(rates)
+    if isinstance(engine.step_, Step):
+        engine.step_.max_norm = schedules.max_norm(step, plan)
     if isinstance(engine.step_, VJEPA21Step):
         ramp = plan["context_loss_start"], plan["context_loss_end"]
         engine.step_.context_weight = fields["context_weight"] = context_weight_at(step, ramp=ramp)

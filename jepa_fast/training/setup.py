@@ -14,6 +14,7 @@ from torch import nn
 from jepa_fast.data import SPLITS, Source, open_source
 from jepa_fast.data.augment import least_edge
 from jepa_fast.models import LeJEPA
+from jepa_fast.training import schedules
 from jepa_fast.training.checkpoint import latest_checkpoint, list_checkpoints
 from jepa_fast.training.config import PUBLISHED_WARMUP, TrainConfig
 from jepa_fast.training.log import METRICS_NAME
@@ -80,6 +81,12 @@ def make_plan(config: TrainConfig, *, system: System, samples: int) -> dict[str,
         raise ValueError(
             f"warmup_steps: expected at most {total_steps}, the steps in all, got {warmup_steps}"
         )
+    after = schedules.scaled_steps(total_steps, config.schedule_scale) - warmup_steps
+    if config.decay_steps is not None and config.decay_steps > after:
+        raise ValueError(
+            f"decay_steps: expected at most {after}, the steps of the schedule after the warm-up, "
+            f"got {config.decay_steps}"
+        )
     return {
         "model": config.model,
         "model_options": dict(config.model_options),
@@ -97,16 +104,20 @@ def make_plan(config: TrainConfig, *, system: System, samples: int) -> dict[str,
         "batch_size": config.batch_size,
         "precision": choose_precision(config.precision, choose_device(config.device)),
         "max_norm": config.max_norm,
+        "max_norm_start": config.max_norm_start,
         "seed": config.seed,
         "steps": total_steps,
         "warmup_steps": warmup_steps,
         "start_lr": config.start_lr,
         "lr": config.lr,
+        "decay": config.decay,
+        "decay_steps": config.decay_steps,
         "final_lr": config.final_lr,
         "weight_decay": config.weight_decay,
         "final_weight_decay": config.final_weight_decay,
         "momentum": config.momentum,
         "final_momentum": config.final_momentum,
+        "schedule_scale": config.schedule_scale,
     }
 
 

@@ -307,6 +307,62 @@ def test_operations_are_counted_by_hand(config: Any) -> None:
     assert flops == teacher + 3 * student
 
 
+def test_the_norm_is_limited_from_its_step_on(train_small: Train) -> None:
+    free = train_small(output=None, lr=3e-3)
+    always = train_small(output=None, lr=3e-3, max_norm=1e-3)
+    late = train_small(output=None, lr=3e-3, max_norm=1e-3, max_norm_start=3)
+    assert always.losses[1:] != free.losses[1:]
+    assert late.losses[:4] == free.losses[:4]  # that of step 3 is from before its update
+    assert late.losses[4:] != free.losses[4:]
+
+
+def test_graphs_with_another_limit_of_the_norm_are_captured_anew(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old ones go, or there would soon be no place for new ones."""
+    system = make_system(config(model_options=SMALL, image_size=80))
+    step = system.step(system.model)
+    events: list[tuple[str, float | None]] = []
+
+    class Graph:
+        def __init__(self) -> None:
+            self.max_norm = step.max_norm
+
+        def replay(self) -> None:
+            events.append(("replay", self.max_norm))
+
+    def capture(self: Any, shape: Any, batch: Any, masks: Any, rates: Any) -> None:
+        events.append(("capture", step.max_norm))
+        self._captured[shape] = Graph(), list(engine._tensors((batch, masks))), torch.zeros(())
+
+    def run(self: Any, batch: Any, masks: Any, rates: Any) -> torch.Tensor:
+        events.append(("run", step.max_norm))
+        return torch.zeros(())
+
+    monkeypatch.setattr(engine, "MOST_GRAPHS", 1)
+    monkeypatch.setattr(engine._Graphs, "_capture", capture)
+    monkeypatch.setattr(engine._Graphs, "_on_a_side_stream", run)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append(("wait", step.max_norm)))
+    graphs = engine._Graphs(step)
+    masks = system.sampler(4, 0, torch.Generator().manual_seed(0))
+    for step.max_norm in (None, None, None, 10.0, 10.0, 10.0):
+        graphs.step(torch.zeros(4, 3, 80, 80), masks, {"lr": 0.0, "weight_decay": 0.0, "momentum": 1.0})
+    assert events == [
+        ("run", None), ("capture", None), ("replay", None), ("replay", None), ("wait", 10.0),
+        ("run", 10.0), ("capture", 10.0), ("replay", 10.0), ("replay", 10.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_captured_steps_limit_the_norm_from_its_step_on(train_small: Train) -> None:
+    options: dict[str, Any] = {
+        "output": None, "device": "cuda", "precision": "bfloat16", "steps": 60, "workers": 0, "max_norm": 1e-3,
+        "max_norm_start": 30, "lr": 3e-3,
+    }  # fmt: skip
+    plain = train_small(**options)
+    assert train_small(**options, cuda_graph=True).losses == pytest.approx(plain.losses, rel=2e-2)
+
+
 @pytest.mark.gpu
 def test_a_captured_step_trains_as_the_step(train_small: Train) -> None:
     """Every shape of a batch is captured at its second sight; the rates of each step reach its replay."""

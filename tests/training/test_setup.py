@@ -27,6 +27,11 @@ MakeConfig = Callable[..., TrainConfig]
         ("steps", 0, "1 or more"),
         ("epochs", 0, "1 or more"),
         ("warmup_steps", -1, "0 or more"),
+        ("decay_steps", -1, "0 or more"),
+        ("decay", "exponential", "cosine or linear"),
+        ("schedule_scale", 0.99, "1 to 1000"),
+        ("schedule_scale", float("inf"), "1 to 1000"),
+        ("schedule_scale", float("nan"), "1 to 1000"),
         ("workers", -1, "0 or more"),
         ("checkpoint_every", 0, "1 or more"),
         ("keep_checkpoints", 0, "1 or more"),
@@ -44,6 +49,8 @@ MakeConfig = Callable[..., TrainConfig]
         ("split", "test", "train or all"),
         ("accumulate", 3, "a divisor of batch_size = 16"),
         ("max_norm", 0.0, "a finite number above 0"),
+        ("max_norm_start", -1, "0 or more"),
+        ("max_norm_start", 5, "0 without max_norm"),
         ("crop_scale", (0.0, 1.0), "0 < low <= high <= 1"),
         ("flip", 1.5, "0 to 1"),
         ("device", "tpu", "auto or cpu or cuda"),
@@ -93,6 +100,11 @@ class TestRefusals:
 
     def test_longer_warmup_than_training(self, config: MakeConfig) -> None:
         refuse(config(warmup_steps=7), "warmup_steps: expected at most 6, the steps in all, got 7")
+
+    def test_longer_decay_than_its_schedule(self, config: MakeConfig) -> None:
+        message = "decay_steps: expected at most {}, the steps of the schedule after the warm-up, got {}"
+        refuse(config(warmup_steps=2, decay_steps=5), message.format(4, 5))
+        refuse(config(warmup_steps=2, decay_steps=7, schedule_scale=1.25), message.format(5, 7))
 
     def test_eager_without_a_step_factory(self, config: MakeConfig) -> None:
         refuse(config(engine="eager"), "engine: eager needs a step_factory")
