@@ -91,9 +91,7 @@ JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float scale, fl
 template <typename Words>
 JEPA_FAST_INLINE void multiply_queries(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b,
                                        int64_t b_stride, float* c, int64_t c_stride, bool add) {
-  // A loop round the products of pairs costs them half their speed.
-  if constexpr (Words::kValues == 2) return multiply<Words>(rows, columns, depth, a, b, b_stride, c, c_stride, add);
-  const int64_t step = rows <= kFewQueries ? kFewTerms : depth;
+  const int64_t step = Words::kValues == 1 && rows <= kFewQueries ? kFewTerms : depth;
   for (int64_t k = 0; k < depth; k += step)
     multiply<Words>(rows, columns, std::min(step, depth - k), {a.data + k * a.depth, a.row, a.depth}, b + k * b_stride,
                     b_stride, c, c_stride, add || k > 0);

@@ -8,13 +8,14 @@ namespace jepa_fast {
 
 struct Float32Words {
   static constexpr int64_t kValues = 1;  // of a word
-  JEPA_FAST_INLINE void add_product(f32x16& sum, f32x16 row, float factor) { sum += row * factor; }
+  JEPA_FAST_INLINE f32x16 add_product(f32x16 sum, f32x16 row, float factor) { return sum + row * factor; }
 };
 
 // Two products and two sums in one instruction: twice the products of float32 on AMD's Zen 4.
 struct BFloat16Words {
   static constexpr int64_t kValues = 2;
-  JEPA_FAST_INLINE void add_product(f32x16& sum, f32x16 row, float factor) {
+  // By value: the assembly may not name an element of an array, which GCC would then keep in memory.
+  JEPA_FAST_INLINE f32x16 add_product(f32x16 sum, f32x16 row, float factor) {
     uint32_t pair;
     std::memcpy(&pair, &factor, sizeof(pair));
     const f32x16 factors = as_float(u32x16{} + pair);  // no float is added: it might not be one
@@ -24,6 +25,7 @@ struct BFloat16Words {
     sum += as_float(as_bits(row) << 16) * as_float(as_bits(factors) << 16);
     sum += as_float(as_bits(row) & 0xffff0000u) * as_float(as_bits(factors) & 0xffff0000u);
 #endif
+    return sum;
   }
 };
 
@@ -70,7 +72,7 @@ JEPA_FAST_INLINE void multiply_block(Left a, const float* b, int64_t b_stride, f
     for (int r = 0; r < ROWS; ++r) {
       const float factor = a.data[r * a.row + k * a.depth];
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) Words::add_product(sum[r][v], row[v], factor);
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] = Words::add_product(sum[r][v], row[v], factor);
     }
   }
 #pragma GCC unroll 8
