@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from jepa_fast.data import Source
 from jepa_fast.data.augment import views
 from jepa_fast.data.loader import Labelled, RawBatch
+from jepa_fast.models import VJEPA
 from jepa_fast.nn.block import Block
 from jepa_fast.training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from jepa_fast.training.config import TrainConfig
@@ -135,7 +136,7 @@ def extract(
 
 def evaluation_batch(system: System, pictures: Tensor) -> Tensor:
     """`[B, 1, T, 3, size, size]` as the encoder takes it."""
-    return pictures[:, 0].transpose(1, 2) if system.frames > 1 else pictures[:, 0, 0]
+    return pictures[:, 0].transpose(1, 2) if isinstance(system.model, VJEPA) else pictures[:, 0, 0]
 
 
 def pool(stream: Tensor, has_class_token: bool) -> Tensor:

@@ -21,6 +21,7 @@ _LEAST = {
 }  # fmt: skip
 CHOICES = {
     "split": ("train", "all"),
+    "context_loss_weighting": ("distance", "uniform"),
     "decay": ("cosine", "linear"),
     "precision": ("auto", "float32", "bfloat16", "pure_bfloat16"),
     "device": ("auto", "cpu", "cuda"),
@@ -81,12 +82,15 @@ class TrainConfig:
     """V-JEPA 2.1: step from which on the weight of the context loss rises from 0."""
     context_loss_end: Annotated[int, _shown_as("STEPS")] = 30_000
     """V-JEPA 2.1: step at which it has its final weight; 0 has it from the first step on."""
+    context_loss_weighting: Literal["distance", "uniform"] = "distance"
+    """V-JEPA 2.1: whether the context loss of a patch counts less the farther it is from the targets; the published
+    cool-down is uniform."""
     ragged: bool = False
     """Masks keep all their tokens; as published they are cut to the shortest of the batch."""
     min_keep: Annotated[int | None, _shown_as("PATCHES", "the sampler's own")] = None
     """I-JEPA: a mask has more than so many patches; small grids need a small number."""
     frames: Annotated[int | None, _shown_as("FRAMES", "the model's own; 1 of images")] = None
-    """Frames of a sample."""
+    """Frames of a sample; 1 trains a V-JEPA 2.1 on images, by their own patches and masks."""
     frame_stride: Annotated[int, _shown_as("FRAMES")] = 1
     """Of every video, take one frame in so many."""
     frame_memory: Annotated[int, _shown_as("MIB")] = 2048

@@ -1,12 +1,13 @@
 """How many floating-point operations a training step takes, and how many a device could do."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from jepa_fast.nn.attention import Attention
+from jepa_fast.nn.vision_transformer import VisionTransformer
 
 # Dense bfloat16 matrix products of tensor cores, in FLOP/s, from the vendors' data sheets; by a part of the name.
 _PEAKS = (
@@ -44,11 +45,11 @@ def step_flops(model: nn.Module, has_teacher: bool, batch: Any, masks: Any) -> t
 
     What the networks multiply with their weights and in attention; nothing for norms, losses and the optimizer.
     """
-    encoder = model.get_submodule("encoder")
+    encoder = cast("VisionTransformer", model.get_submodule("encoder"))
     predictor = getattr(model, "predictor", None)
-    patch = next(part for part in encoder.modules() if isinstance(part, nn.Conv2d | nn.Conv3d))
     tokens = flops = 0
     for pixels in batch if isinstance(batch, list) else [batch]:
+        patch = encoder.embedding(pixels).proj
         axes = len(patch.kernel_size)
         sequences = math.prod(pixels.shape[: -1 - axes])
         lengths = zip(pixels.shape[-axes:], patch.kernel_size, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jepa_fast import models
 from jepa_fast.data.augment import View
 from jepa_fast.data.loader import Sampler
-from jepa_fast.masks import MultiBlockMasks, TubeMasks
+from jepa_fast.masks import IMAGE_SETS, PUBLISHED_SETS, MultiBlockMasks, TubeMasks
 from jepa_fast.models import IJEPA, VJEPA, LeJEPA
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.lejepa_step import LeJEPAStep
@@ -42,7 +42,8 @@ def make_system(config: TrainConfig) -> System:
     if config.model not in models.names():
         raise ValueError(models.unknown("model", config.model, models.names()))
     asked = {"image_size": config.image_size, "frames": config.frames, "local_size": config.local_size}
-    accepted = [field.name for field in fields(models.config(config.model))]
+    published = models.config(config.model)
+    accepted = [field.name for field in fields(published)]
     overrides = {name: value for name, value in asked.items() if value is not None}
     for name in overrides:
         if name not in accepted and (name, config.frames) != ("frames", 1):
@@ -54,7 +55,9 @@ def make_system(config: TrainConfig) -> System:
             raise ValueError(
                 f"{name}: expected one value, got {overrides[name]} and, in model_options, {other}"
             )
-    overrides.pop("frames" if "frames" not in accepted else "", None)
+    # V-JEPA 2.1 keeps the frames of its clips when it is trained on images: its weights are for both.
+    if config.frames == 1 and ("frames" not in accepted or getattr(published, "hierarchical", False)):
+        del overrides["frames"]
     model = models.create(config.model, **(dict(config.model_options) | overrides))
     if isinstance(model, IJEPA):
         return _ijepa(config, model)
@@ -96,16 +99,21 @@ def _lejepa(config: TrainConfig, model: LeJEPA) -> System:
 
 
 def _vjepa(config: TrainConfig, model: VJEPA) -> System:
+    images = model.config.hierarchical and config.frames == 1
+    frames, *sides = model.config.encoder.grid
+    grid = (1 if images else frames, sides[0], sides[1])
     try:
-        masks = TubeMasks(model.config.encoder.grid, ragged=config.ragged)
+        masks = TubeMasks(grid, sets=IMAGE_SETS if images else PUBLISHED_SETS, ragged=config.ragged)
     except ValueError as error:
         raise ValueError(f"image_size: {model.config.image_size} is too small: {error}") from error
-    step = VJEPA21Step if model.config.hierarchical else VJEPAStep
+    step: Callable[..., Any] = VJEPAStep
+    if model.config.hierarchical:
+        step = partial(VJEPA21Step, by_distance=config.context_loss_weighting == "distance")
     return System(
         model,
         step,
         [_view(config, model.config.image_size)],
         masks.sample,
         lambda views: views[0][:, 0].transpose(1, 2),
-        frames=model.config.frames,
+        frames=1 if images else model.config.frames,
     )

@@ -19,6 +19,10 @@ from jepa_fast.training.loop import train
 
 COLOURS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 SMALL = {"depth": 2, "predictor_depth": 1, "predictor_dim": 96}
+VJEPA21 = {
+    "dim": 48, "depth": 4, "num_heads": 2, "mlp_dim": 96, "predictor_depth": 1, "predictor_dim": 48,
+    "predictor_heads": 2,
+}  # fmt: skip
 LEJEPA = {
     "dim": 48,
     "depth": 2,
@@ -62,6 +66,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
             "model": "lejepa_vits8_128", "model_options": LEJEPA, "image_size": 32, "local_size": 16,
             "local_views": 1, "sigreg_slices": 16,
         },
+        "images": {"model": "vjepa21_vitg_256", "model_options": VJEPA21, "image_size": 64, "frames": 1},
     }  # fmt: skip
     for name, options in models.items():
         train(
@@ -76,7 +81,7 @@ def call(arguments: list[Any]) -> object:
     return stop.value.code
 
 
-@pytest.mark.parametrize("name", ["ijepa", "lejepa"])
+@pytest.mark.parametrize("name", ["ijepa", "lejepa", "images"])
 def test_colours_are_told_apart(
     runs: dict[str, Path], data: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +102,7 @@ def test_colours_are_told_apart(
     ]
     assert call([runs[name], *options]) == 0
     text = capsys.readouterr().out
-    network = "teacher" if name == "ijepa" else "encoder"
+    network = "encoder" if name == "lejepa" else "teacher"
     assert f"{network} after 2 steps; 3 classes; samples: 36 train, 9 val, 14 test" in text
     assert "skipped: 1 samples that cannot be read" in text
     for method in (

@@ -28,6 +28,7 @@ MakeConfig = Callable[..., TrainConfig]
         ("epochs", 0, "1 or more"),
         ("warmup_steps", -1, "0 or more"),
         ("decay_steps", -1, "0 or more"),
+        ("context_loss_weighting", "depth", "distance or uniform"),
         ("decay", "exponential", "cosine or linear"),
         ("schedule_scale", 0.99, "1 to 1000"),
         ("schedule_scale", float("inf"), "1 to 1000"),

@@ -44,6 +44,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "model": "vjepa21_vitg_256", "model_options": VJEPA, "image_size": 64, "frames": 4,
         "context_loss_start": 1, "context_loss_end": 3,
     },
+    "vjepa21_images": {
+        "model": "vjepa21_vitg_256", "model_options": VJEPA, "image_size": 64, "frames": 1,
+        "context_loss_start": 1, "context_loss_end": 3,
+    },
     "ijepa_ragged": {
         "model": "ijepa_vitt8_128", "model_options": {"depth": 1, "predictor_depth": 1, "predictor_dim": 48},
         "image_size": 80, "ragged": True,
@@ -123,6 +127,20 @@ def test_the_context_loss_of_vjepa21_rises_over_its_ramp(clips: Path, tmp_path: 
     assert published.step.context_weight == 0.0
 
 
+def test_the_context_loss_of_vjepa21_without_distances(clips: Path) -> None:
+    """As in the published cool-down: neither distances nor a ramp."""
+    options = {
+        "data": str(clips), "device": "cpu", "batch_size": 2, "steps": 2, "output": None,
+        **SYSTEMS["vjepa21"], "context_loss_start": 0, "context_loss_end": 0,
+    }  # fmt: skip
+    by_distance = train(TrainConfig(**options))
+    uniform = train(TrainConfig(**options, context_loss_weighting="uniform"))
+    assert by_distance.step.by_distance
+    assert not uniform.step.by_distance
+    assert uniform.step.context_weight == 0.5
+    assert uniform.losses[0] > by_distance.losses[0]  # most context tokens are farther from a target than 1
+
+
 def test_parts_of_one_image_are_refused_before_the_first_step(clips: Path) -> None:
     config = TrainConfig(
         data=str(clips), device="cpu", batch_size=4, accumulate=4, output=None, **SYSTEMS["lejepa"]
@@ -150,9 +168,41 @@ def test_views_and_masks_of_the_systems() -> None:
     assert vjepa.arrange([torch.zeros(2, 1, 4, 3, 64, 64)]).shape == (2, 3, 4, 64, 64)
 
 
+def test_images_of_vjepa21_have_their_own_patches_and_masks(pictures: Path, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        system = make_system(TrainConfig(model="vjepa21_vitG_256", frames=1))
+    assert system.frames == 1
+    assert system.model.config.frames == 16
+    assert system.sampler is not None
+    (masks,) = system.sampler(
+        2, 0, torch.Generator().manual_seed(0)
+    )  # one set, published as 10 blocks of 0.15
+    patches = 16 * 16
+    assert int(masks.target.max()) < patches
+    assert masks.context.shape[1] + masks.target.shape[1] <= patches
+    alone = system.sampler(1, 0, torch.Generator().manual_seed(0))[0]
+    assert alone.context.shape[1] + alone.target.shape[1] == patches
+    options: dict[str, Any] = {"data": str(pictures), "device": "cpu", "batch_size": 4, "steps": 2}
+    result = train(TrainConfig(**options, output=tmp_path / "run", **SYSTEMS["vjepa21_images"]))
+    encoder = result.step.encoder
+    torch.manual_seed(0)  # as the run did before it drew the weights
+    before = make_system(TrainConfig(**SYSTEMS["vjepa21_images"])).model.encoder
+    moved = {
+        name
+        for name, parameter in encoder.named_parameters()
+        if not torch.equal(parameter, before.get_parameter(name))
+    }
+    assert {"patch_embed_img.proj.weight", "img_mod_embed"} <= moved
+    assert not {"patch_embed.proj.weight", "video_mod_embed"} & moved
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"model": "vjepa2_vitl_256", "frames": 1},
+            "frames: expected a multiple of tubelet = 2, got 1",
+        ),
         (
             {"model": "ijepa_vitt8_128", "frames": 8},
             "frames: expected none, as ijepa_vitt8_128 has no such size, got 8",
