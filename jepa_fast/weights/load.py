@@ -52,9 +52,9 @@ def load(model: nn.Module, path: str | Path, *, teacher: nn.Module | None = None
     Args:
         model: `IJEPA`, `VJEPA`, `VJEPA2AC` or `LeJEPA`, made by `models.create`; not on the meta device.
         path: the file.
-        teacher: receives the target encoder, and `model.encoder` the context encoder, to continue a training. None:
-            `model.encoder` receives the target encoder, which evaluations use, or the only one there is. The file of
-            V-JEPA 2-AC is taken from `encoder`, as published.
+        teacher: receives the target encoder, and `model.encoder` the context encoder, to continue a training; both
+            receive the only one of a file that has one. None: `model.encoder` receives the target encoder, which
+            evaluations use, or the only one there is. The file of V-JEPA 2-AC is taken from `encoder`, as published.
 
     Returns:
         "jepa_fast", "published" or "transformers". A file without a predictor leaves that of the model as it is.
@@ -74,20 +74,23 @@ def load(model: nn.Module, path: str | Path, *, teacher: nn.Module | None = None
     if teacher is None:
         first, second = (student, target) if isinstance(model, VJEPA2AC) else (target, student)
         student = second if first is None else first
+    else:
+        student, target = target if student is None else student, student if target is None else target
     pairs: list[tuple[str, nn.Module, State | None]] = []
     if isinstance(model, LeJEPA):
         whole = {f"encoder.{key}": value for key, value in (student or {}).items()} | parts.rest
         pairs.append(("model", model, whole))
     else:
-        if student is None and teacher is None:
+        if student is None:
             raise WeightsError(f"{path}: expected an encoder, got none")
         pairs.append(("encoder", _part(model, "encoder"), student))
         if parts.predictor is not None:
             pairs.append(("predictor", _part(model, "predictor"), parts.predictor))
     if teacher is not None:
         pairs.append(("teacher", teacher, target))
+    names = {**parts.naming, "teacher": parts.naming.get("encoder")}
     checked = [
-        (module, _checked(path, name, module, state, parts.naming.get(name))) for name, module, state in pairs
+        (module, _checked(path, name, module, state, names.get(name))) for name, module, state in pairs
     ]
     for module, state in checked:
         module.load_state_dict(state)

@@ -316,6 +316,15 @@ def test_a_bad_key_of_transformers_is_named_as_the_file_has_it(
     assert str(caught.value) == f"{path}: {part}: {message.format(key=repr(prefix + key))}"
 
 
+@pytest.mark.parametrize("layout", ["jepa_fast", "transformers"])
+def test_the_only_encoder_of_a_file_is_the_teacher_too(layout: str, tmp_path: Path) -> None:
+    source, model, teacher = (made("vjepa2_vitl_256", seed) for seed in range(3))
+    save(source, tmp_path / "model.safetensors", layout=layout)
+    assert load(model, tmp_path / "model.safetensors", teacher=teacher.encoder) == layout
+    assert same(model, source)
+    assert same(teacher.encoder, source.encoder)
+
+
 TRAINED: dict[str, dict[str, Any]] = {
     "ijepa_vitt8_128": IMAGE | {"image_size": 80},
     "vjepa2_vitl_256": VIDEO | {"image_size": 64},
