@@ -21,7 +21,8 @@ from torch import Tensor
 FORMAT_VERSION = 1
 _HEADER_KEY = "jepa_fast.checkpoint"
 STAGING_NAME = ".checkpoint.partial"
-_STEP_NAME = re.compile(r"step_(\d+)\.safetensors")
+SUFFIX = ".safetensors"
+_STEP_NAME = re.compile(rf"step_(\d+){re.escape(SUFFIX)}")
 
 
 class CheckpointError(ValueError):
@@ -30,7 +31,7 @@ class CheckpointError(ValueError):
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """The checkpoint after `step` training steps."""
-    return folder / f"step_{step:08d}.safetensors"
+    return folder / f"step_{step:08d}{SUFFIX}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -107,9 +108,23 @@ def load_checkpoint(path: Path, *, required: Iterable[str] = ()) -> dict[str, An
         missing = sorted(set(required) - header["tree"].keys())
         if missing:
             raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-        # Cloned: the file may be deleted, or its disk unmounted, while the tensors live on.
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return {key: _decode(value, tensors) for key, value in header["tree"].items()}
+        return {key: _decode(value, file) for key, value in header["tree"].items()}
+
+
+def load_optimizer(path: Path) -> dict[str, Any] | None:
+    """The state of the optimizer in the checkpoint of a training step at `path`; None for any other file.
+
+    Raises CheckpointError when the checkpoint is damaged.
+    """
+    if path.suffix != SUFFIX:
+        return None
+    with _reading(path), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(_HEADER_KEY)
+        if text is None:
+            return None
+        training = dict(json.loads(text)["tree"]["training"]["dict"])
+        state: dict[str, Any] | None = _decode(training.get("optimizer"), file)
+        return state
 
 
 @contextmanager
@@ -140,15 +155,17 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{name}: a checkpoint cannot hold a {type(value).__name__}")
 
 
-def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _decode(value: Any, file: Any) -> Any:
+    """What `_encode` made `value` of; `file` is the open one of safetensors that has the tensors."""
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content]
+        # Cloned: the file may be deleted, or its disk unmounted, while the tensors live on.
+        return file.get_tensor(content).clone()
     if kind == "dict":
-        return {key: _decode(item, tensors) for key, item in content}
-    items = [_decode(item, tensors) for item in content]
+        return {key: _decode(item, file) for key, item in content}
+    items = [_decode(item, file) for item in content]
     return items if kind == "list" else tuple(items)
 
 

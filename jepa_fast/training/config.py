@@ -153,6 +153,9 @@ class TrainConfig:
     """Data loading processes; with 0 the training process loads the data itself."""
     output: Annotated[Path | None, _shown_as("FOLDER")] = Path("runs/ijepa")
     """Where checkpoints and metrics.jsonl go; None writes nothing."""
+    weights: Annotated[Path | None, _shown_as("PATH", "drawn from the seed")] = None
+    """Start from the weights of another run, a checkpoint or its folder, and from its optimizer; or from a file of
+    published weights."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too, into the output folder."""
     checkpoint_every: Annotated[int, _shown_as("STEPS")] = 500
@@ -162,7 +165,8 @@ class TrainConfig:
     log_every: Annotated[int, _shown_as("STEPS")] = 10
     """Steps between two lines of the log."""
     resume: Annotated[str | None, _shown_as("CHECKPOINT", "start anew")] = None
-    """Checkpoint to continue: a file, or "latest" for the latest in the output folder."""
+    """Checkpoint to continue: a file, or "latest" for the latest in the output folder. What weights says is then not
+    read again."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

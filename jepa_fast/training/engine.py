@@ -34,13 +34,23 @@ class Engine:
     `step` trains on a batch, this process's share of it; what it returns is the loss of that share, still on the
     device. `state_dict` and `load_state_dict` are those of the step, with whole tensors whatever the sharding.
 
+    teacher: what the teacher starts as; None is a copy of the model's encoder. Both are moved to the device.
+
     Raises ValueError, naming the field, for what the step at hand cannot do.
     """
 
     def __init__(
-        self, model: nn.Module, make_step: StepFactory, config: TrainConfig, precision: str, world: World
+        self,
+        model: nn.Module,
+        make_step: StepFactory,
+        config: TrainConfig,
+        precision: str,
+        world: World,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.world = world
+        model = model.to(world.device)
+        teacher = None if teacher is None else teacher.to(world.device)
         self.parts = config.accumulate
         self._pure = precision == "pure_bfloat16"
         self._sharded = config.parallel == "fsdp" and world.size > 1
@@ -51,9 +61,10 @@ class Engine:
         wrapper = _Loss(model)
         options: dict[str, Any] = {"precision": products if copies else "float32"}
         if self._sharded:
-            teacher = copy.deepcopy(model.get_submodule("encoder")) if _has_teacher(make_step) else None
+            if teacher is None and _has_teacher(make_step):
+                teacher = copy.deepcopy(model.get_submodule("encoder"))
             shard(wrapper, teacher, world, products)
-            options |= {} if teacher is None else {"teacher": teacher}
+        options |= {} if teacher is None else {"teacher": teacher}
         self.step_ = make_step(model, **options)
         if isinstance(self.step_, Step):
             self.step_.precision = products
@@ -143,6 +154,11 @@ class Engine:
             state = self._as_shards(state)
         self.step_.load_state_dict(state)
 
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """`state`: the optimizer's among those of `state_dict`."""
+        step = cast("Step", self.step_)
+        step.optimizer.load_state_dict(self._optimizer_shards(state) if self._sharded else state)
+
     def _as_shards(self, state: dict[str, Any]) -> dict[str, Any]:
         step = cast("Step", self.step_)
         shards = dict(state)
@@ -151,12 +167,14 @@ class Engine:
                 continue
             own = getattr(step, name).state_dict()
             shards[name] = {key: scattered(value, own[key]) for key, value in state[name].items()}
-        parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
-        moments = state["optimizer"]["state"]
-        shards["optimizer"] = state["optimizer"] | {
-            "state": {number: scattered(value, parameters[number]) for number, value in moments.items()}
-        }
+        shards["optimizer"] = self._optimizer_shards(state["optimizer"])
         return shards
+
+    def _optimizer_shards(self, state: dict[str, Any]) -> dict[str, Any]:
+        groups = cast("Step", self.step_).optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        moments = {number: scattered(value, parameters[number]) for number, value in state["state"].items()}
+        return state | {"state": moments}
 
 
 class _Loss(nn.Module):

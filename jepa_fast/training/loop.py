@@ -103,7 +103,19 @@ def train(
     subset = setup.training_part(config, data)
     plan = setup.make_plan(config, system=system, samples=len(subset))
     precision = setup.choose_precision(config.precision, world.device)
-    engine = Engine(system.model.to(world.device), step_factory or system.step, config, precision, world)
+    begin = setup.Start()
+    if config.weights is not None:
+        if source is None:
+            begin = setup.read_weights(config.weights, system.model)
+            said = f"{config.weights}, {'with' if begin.optimizer else 'without'} the state of an optimizer"
+        else:
+            said = f"those of {source}; {config.weights} is not read again"
+        if world.is_main:
+            console.print(f"weights: {said}", highlight=False, soft_wrap=True)
+    engine = Engine(system.model, step_factory or system.step, config, precision, world, begin.teacher)
+    if begin.optimizer is not None:
+        engine.load_optimizer(begin.optimizer)
+    del begin  # of the size of three models
     identity = setup.data_identity(data, len(subset))
     start = 0
     if source and saved:

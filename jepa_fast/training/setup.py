@@ -1,21 +1,23 @@
 """What a run needs before its first step; everything here refuses bad input by the name of its field."""
 
+import copy
 import math
 import os
 import shutil
 import tempfile
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from jepa_fast import weights
 from jepa_fast.data import SPLITS, Source, open_source
 from jepa_fast.data.augment import least_edge
 from jepa_fast.models import LeJEPA
 from jepa_fast.training import schedules
-from jepa_fast.training.checkpoint import latest_checkpoint, list_checkpoints
+from jepa_fast.training.checkpoint import latest_checkpoint, list_checkpoints, load_optimizer
 from jepa_fast.training.config import PUBLISHED_WARMUP, TrainConfig
 from jepa_fast.training.log import METRICS_NAME
 from jepa_fast.training.systems import System
@@ -104,6 +106,7 @@ def make_plan(config: TrainConfig, *, system: System, samples: int) -> dict[str,
         "context_loss_weighting": config.context_loss_weighting,
         "batch_size": config.batch_size,
         "precision": choose_precision(config.precision, choose_device(config.device)),
+        "weights": None if config.weights is None else str(config.weights),
         "max_norm": config.max_norm,
         "max_norm_start": config.max_norm_start,
         "seed": config.seed,
@@ -132,6 +135,34 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
     return latest_checkpoint(config.output)
 
 
+class Start(NamedTuple):
+    """What a run begins with beside the weights of its model; each is None where there is none.
+
+    teacher: the target encoder. optimizer: the state of an optimizer of the same parameters.
+    """
+
+    teacher: nn.Module | None = None
+    optimizer: dict[str, Any] | None = None
+
+
+def read_weights(path: Path, model: nn.Module) -> Start:
+    """Reads a file of `jepa_fast.weights`, or the latest checkpoint in a folder, into `model`, in place.
+
+    As the published cool-downs do, the run goes on with the optimizer that the checkpoint holds.
+
+    Raises ValueError or FileNotFoundError, naming the field and what does not fit.
+    """
+    teacher = None if isinstance(model, LeJEPA) else copy.deepcopy(model.get_submodule("encoder"))
+    try:
+        path = latest_checkpoint(path) if path.is_dir() else path
+        weights.load(model, path, teacher=teacher)
+        return Start(teacher, load_optimizer(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"weights: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"weights: {error}") from error
+
+
 def data_identity(source: Source, samples: int) -> dict[str, Any]:
     return {"samples": samples, "fingerprint": source.fingerprint}
 
@@ -157,13 +188,20 @@ def check_parts(config: TrainConfig, system: System, world: World) -> None:
         )
 
 
+# Fields that checkpoints did not always have; the runs of those without did what the default is.
+SINCE = (
+    "context_loss_weighting", "decay", "decay_steps", "schedule_scale", "max_norm_start", "weights",
+)  # fmt: skip
+
+
 def check_same_run(
     saved: dict[str, Any], plan: dict[str, Any], identity: dict[str, Any], source: Path
 ) -> None:
     """Refuses to continue the checkpoint `saved`, read from `source`, with another plan or other data."""
+    known = {name: getattr(TrainConfig, name) for name in SINCE} | saved["plan"]
     for name, value in plan.items():
-        before = saved["plan"].get(name)
-        if name in saved["plan"] and _plain(before) != _plain(value):
+        before = known.get(name)
+        if name in known and _plain(before) != _plain(value):
             raise ValueError(f"{name}: {source} was trained with {before!r}, got {value!r}")
     if saved["data"] != identity:
         before, now = saved["data"]["samples"], identity["samples"]

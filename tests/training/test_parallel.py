@@ -41,6 +41,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "vjepa2": {**VIDEO, "model": "vjepa2_vitl_256"},
     "vjepa2_parts": {**VIDEO, "model": "vjepa2_vitl_256", "accumulate": 2},
     "vjepa21": {**VIDEO, "model": "vjepa21_vitg_256", "context_loss_start": 1, "context_loss_end": 3},
+    "vjepa21_images": {
+        **VIDEO,
+        "data": "pictures",
+        "frames": 1,
+        "context_loss_end": 0,
+        "context_loss_start": 0,
+        "model": "vjepa21_vitg_256",
+    },
     "vjepa21_fsdp": {
         **VIDEO,
         "context_loss_start": 1,
@@ -75,6 +83,8 @@ def work(rank: int, data: dict[str, str], folder: str, port: str) -> None:
     losses["fsdp_resumed"] = train(
         config(data, parallel="fsdp", resume=resume, output=Path(folder, "resumed"))
     ).losses
+    start = Path(folder, "ddp")
+    losses["fsdp_started"] = train(config(data, parallel="fsdp", weights=start)).losses
     if rank == 0:
         Path(folder, "losses.json").write_text(json.dumps(losses))
     dist.barrier()
@@ -141,6 +151,14 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(together: tuple[dict[str, str
     resume = str(folder / "fsdp" / "step_00000002.safetensors")
     alone = train(config(data, resume=resume))
     assert alone.losses == pytest.approx(losses["fsdp"][2:], rel=2e-4)
+
+
+def test_a_sharded_run_starts_from_weights(together: tuple[dict[str, str], Path]) -> None:
+    data, folder = together
+    losses = json.loads((folder / "losses.json").read_text())
+    alone = train(config(data, weights=folder / "ddp")).losses
+    assert losses["fsdp_started"] == pytest.approx(alone, rel=2e-4)
+    assert alone[0] != pytest.approx(losses["ddp"][0], rel=1e-2)
 
 
 def test_one_process_writes(together: tuple[dict[str, str], Path]) -> None:
