@@ -83,8 +83,7 @@ class TrainConfig:
     context_loss_end: Annotated[int, _shown_as("STEPS")] = 30_000
     """V-JEPA 2.1: step at which it has its final weight; 0 has it from the first step on."""
     context_loss_weighting: Literal["distance", "uniform"] = "distance"
-    """V-JEPA 2.1: whether the context loss of a patch counts less the farther it is from the targets; the published
-    cool-down is uniform."""
+    """V-JEPA 2.1: distance: context tokens far from all targets count less; uniform: all alike, as in the cool-down."""
     ragged: bool = False
     """Masks keep all their tokens; as published they are cut to the shortest of the batch."""
     min_keep: Annotated[int | None, _shown_as("PATCHES", "the sampler's own")] = None
@@ -124,8 +123,7 @@ class TrainConfig:
     final_momentum: Annotated[float, _shown_as("SHARE")] = 1.0
     """The same at the end of its schedule, reached linearly."""
     schedule_scale: Annotated[float, _shown_as("FACTOR")] = 1.0
-    """Length of the schedules of learning rate, weight decay and momentum as a multiple of the steps, which end them
-    early: 1.25 as published with the V-JEPAs."""
+    """The schedules are as long as so many times the steps, and cut off with the run; the V-JEPAs have 1.25."""
     seed: Annotated[int, _shown_as("SEED")] = 0
     """Seed of the initial weights, the order of the data, the crops and the masks."""
     max_norm: Annotated[float | None, _shown_as("NORM", "no limit")] = None
@@ -154,8 +152,7 @@ class TrainConfig:
     output: Annotated[Path | None, _shown_as("FOLDER")] = Path("runs/ijepa")
     """Where checkpoints and metrics.jsonl go; None writes nothing."""
     weights: Annotated[Path | None, _shown_as("PATH", "drawn from the seed")] = None
-    """Start from the weights of another run, a checkpoint or its folder, and from its optimizer; or from a file of
-    published weights."""
+    """Start from another run, a checkpoint or its folder, with its optimizer; or from a file of published weights."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too, into the output folder."""
     checkpoint_every: Annotated[int, _shown_as("STEPS")] = 500
@@ -165,8 +162,7 @@ class TrainConfig:
     log_every: Annotated[int, _shown_as("STEPS")] = 10
     """Steps between two lines of the log."""
     resume: Annotated[str | None, _shown_as("CHECKPOINT", "start anew")] = None
-    """Checkpoint to continue: a file, or "latest" for the latest in the output folder. What weights says is then not
-    read again."""
+    """Checkpoint to continue: a file, or "latest" for the latest in the output folder; weights is then not read."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

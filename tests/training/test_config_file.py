@@ -15,8 +15,6 @@ from jepa_fast.training.checkpoint import list_checkpoints, load_checkpoint
 from jepa_fast.training.config import TrainConfig
 from jepa_fast.training.config_file import read_config
 
-GROCERY = Path(__file__).parents[2] / "docs" / "configs"
-
 
 @pytest.fixture
 def toml(tmp_path: Path, pictures: Path) -> Path:
@@ -95,11 +93,6 @@ def test_bad_files_are_one_line(
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["train", "gone.toml"]) == 2
     assert capsys.readouterr().err == "jepa-fast: error: config: no such file: gone.toml\n"
-
-
-@pytest.mark.parametrize("name", ["grocery_ijepa.toml", "grocery_lejepa.toml"])
-def test_the_configurations_of_the_documentation_are_valid(name: str) -> None:
-    assert read_config(GROCERY / name, TrainConfig).batch_size == 64
 
 
 def test_sigterm_writes_a_checkpoint_and_says_so(toml: Path, tmp_path: Path) -> None:
