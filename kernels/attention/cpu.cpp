@@ -32,6 +32,7 @@ struct Problem {
     const int64_t step = in_pairs ? 2 * kLanes : kLanes;
     return (dim + step - 1) / step * step;
   }
+  int64_t row_words() const { return in_pairs ? width() / 2 : width(); }
   // Scores are exponents of 2, so they carry scale log2(e). In float32 the queries have it; bfloat16 ones would lose
   // their last places, so they take its sign alone: which score is the largest is asked before they are scaled.
   float query_factor() const { return static_cast<float>(in_pairs ? std::copysign(1.0, scale) : scale * kLog2E); }
@@ -57,25 +58,32 @@ struct Sequence {
 
 int64_t whole_panels(int64_t keys, int64_t panel) { return (keys + panel - 1) / panel * panel; }
 
-// Widened rows of one head, filled up with zeros to `padded` rows.
+// Rows of one head as words (product.h), [padded][row_words()], with zeros past the last row.
 void head_rows(const Problem& p, const Rows& from, const Table& rope, float factor, int64_t sample, int64_t first,
                int64_t count, int64_t head, int64_t padded, std::vector<float>& target) {
-  const int64_t width = p.width();
-  target.resize(std::max<int64_t>(target.size(), padded * width));
-  widen(p.type, from, from.offset(sample, first, head), count, p.dim,
-        rope.at(sample, first, p.dim), factor, target.data(), width);
-  std::fill(target.data() + count * width, target.data() + padded * width, 0.0f);
+  const int64_t width = p.width(), row = p.row_words();
+  target.resize(std::max<int64_t>(target.size(), padded * row));
+  const int64_t offset = from.offset(sample, first, head);
+  const Table table = rope.at(sample, first, p.dim);
+  if (p.in_pairs) {
+    to_words(from, offset, count, p.dim, table, factor, target.data(), width);
+  } else {
+    widen(p.type, from, offset, count, p.dim, table, factor, target.data(), width);
+  }
+  std::fill(target.data() + count * row, target.data() + padded * row, 0.0f);
 }
 
 // Panels [panel][word][key] of rows of keys or values.
 void head_panels(const Problem& p, const std::vector<float>& rows, int64_t keys, int64_t panel,
-                 std::vector<float>& words, std::vector<float>& panels) {
-  const int64_t width = p.width();
-  panels.resize(std::max<int64_t>(panels.size(), keys * width));
-  if (!p.in_pairs) return to_panels(rows.data(), keys, width, panel, panels.data());
-  words.resize(std::max<int64_t>(words.size(), keys * width / 2));
-  to_column_pairs(rows.data(), keys, width, words.data());
-  to_panels(words.data(), keys, width / 2, panel, panels.data());
+                 std::vector<float>& panels) {
+  panels.resize(std::max<int64_t>(panels.size(), keys * p.row_words()));
+  to_panels(rows.data(), keys, p.row_words(), panel, panels.data());
+}
+
+// Rows whose words are of neighbours in a column: for sums over keys.
+void head_row_pairs(const Problem& p, const std::vector<float>& rows, int64_t count, std::vector<float>& target) {
+  target.resize(std::max<int64_t>(target.size(), count * p.row_words()));
+  to_row_pairs(rows.data(), count, p.width(), target.data());
 }
 
 void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, int64_t first_query, int64_t last_query,
@@ -83,9 +91,10 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
   const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
   const int64_t offset = p.mask.offset(sequence.queries, sequence.keys);
   head_rows(p, p.key, p.rope_key, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.rows);
-  head_panels(p, s.rows, keys, panel, s.words, s.key_panels);
-  head_rows(p, p.value, {}, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, s.value_rows);
-  if (p.in_pairs) to_row_pairs(s.value_rows.data(), keys, width);
+  head_panels(p, s.rows, keys, panel, s.key_panels);
+  auto& value_words = p.in_pairs ? s.rows : s.value_rows;
+  head_rows(p, p.value, {}, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, value_words);
+  if (p.in_pairs) head_row_pairs(p, value_words, keys, s.value_rows);
   s.score.resize((kTileQueries + 1) * kScoreStride);
   s.out.resize((kTileQueries + 1) * width);
   s.largest.resize(kTileQueries + 1);
@@ -97,7 +106,6 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
       const int64_t token = sequence.first_q + first;
       const int64_t even = count + count % 2;
       head_rows(p, p.query, p.rope_query, p.query_factor(), sequence.sample, token, count, head, even, s.query);
-      if (p.in_pairs) to_column_pairs(s.query.data(), even, width, s.query.data());
       (p.in_pairs ? forward_tile_in_pairs : forward_tile)(s.visits, count, panel, width, p.score_factor(),
                                                           s.query.data(), s.key_panels.data(), s.value_rows.data(),
                                                           s.score.data(), s.out.data(), s.largest.data(),
@@ -121,17 +129,17 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
   for (auto* buffer : {&s.probability, &s.slope}) buffer->resize((kTileQueries + 1) * kPanel);
   s.grad_query.resize((kTileQueries + 1) * width);
   if (p.in_pairs) {
-    for (auto* buffer : {&s.query_columns, &s.grad_out_columns}) buffer->resize((kTileQueries + 1) * width / 2);
+    for (auto* buffer : {&s.query_pairs, &s.grad_out_pairs}) buffer->resize((kTileQueries + 1) * width / 2);
     s.slope_columns.resize((kTileQueries + 1) * kPanel / 2);
   }
   for (auto* buffer : {&s.lse, &s.lse_rest}) buffer->resize(kTileQueries + 1);
   s.delta.resize(kTileQueries + 1);
   const int64_t sample = sequence.sample, first_k = sequence.first_k;
   head_rows(p, p.value, {}, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
-  head_panels(p, s.key_rows, keys, panel, s.words, s.value_panels);
+  head_panels(p, s.key_rows, keys, panel, s.value_panels);
   head_rows(p, p.key, p.rope_key, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
-  head_panels(p, s.key_rows, keys, panel, s.words, s.key_panels);
-  if (p.in_pairs) to_row_pairs(s.key_rows.data(), keys, width);
+  head_panels(p, s.key_rows, keys, panel, s.key_panels);
+  if (p.in_pairs) head_row_pairs(p, s.key_rows, keys, s.key_pairs);
   std::fill_n(s.grad_key.data(), keys * width, 0.0f);
   std::fill_n(s.grad_value.data(), keys * width, 0.0f);
   for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)

@@ -27,12 +27,15 @@ struct Table {  // of rotary positions; null where there are none
   }
 };
 
+constexpr int64_t kAhead = 16;  // rows: a head's lie too far apart for the CPU to fetch them beforehand by itself
+
 template <typename T>
 JEPA_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim, Table rope, float factor,
                                  float* target, int64_t width) {
   for (int64_t r = 0; r < rows; ++r, source += stride, target += width) {
     int64_t i = 0;
     for (; i < dim; i += kLanes) {
+      __builtin_prefetch(source + kAhead * stride + i);
       const int64_t count = std::min(kLanes, dim - i);
       f32x16 x = load(source + i, count);
       if (rope.cosine) {
@@ -58,11 +61,36 @@ JEPA_FAST_CLONES void widen(Type type, Rows from, int64_t offset, int64_t rows, 
   }
 }
 
+// As `widen`, but words of neighbouring bfloat16 values, target[0 .. rows)[0 .. width / 2); width is a multiple of 32.
+JEPA_FAST_BFLOAT16 void to_words(Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
+                                 float* target, int64_t width) {
+  const bfloat16* source = static_cast<bfloat16*>(from.data) + offset;
+  const bool as_it_is = !rope.cosine && factor == 1.0f;
+  for (int64_t r = 0; r < rows; ++r, source += from.token, target += width / 2)
+    for (int64_t i = 0; i < width; i += 2 * kLanes) {
+      __builtin_prefetch(source + kAhead * from.token + i);
+      if (as_it_is && i + 2 * kLanes <= dim) {
+        std::memcpy(target + i / 2, source + i, 2 * kLanes * sizeof(bfloat16));
+        continue;
+      }
+      const auto value = [&](int64_t place) __attribute__((always_inline)) {
+        const int64_t count = std::min(kLanes, dim - place);
+        if (count <= 0) return f32x16{};
+        f32x16 x = load(source + place, count);
+        if (rope.cosine)
+          x = rotated(x, load(rope.cosine + r * dim + place, count), load(rope.sine + r * dim + place, count), false);
+        return x * factor;
+      };
+      store(target + i / 2, as_float(rounded_in_turn(value(i), value(i + kLanes))));
+    }
+}
+
 template <typename T>
 JEPA_FAST_INLINE void narrow_rows(const float* source, int64_t width, int64_t rows, int64_t dim, Table rope,
                                   const float* factors, float factor, T* target, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r, source += width, target += stride)
     for (int64_t i = 0; i < dim; i += kLanes) {
+      __builtin_prefetch(target + kAhead * stride + i, 1);
       const int64_t count = std::min(kLanes, dim - i);
       f32x16 x = load(source + i) * (factors ? factors[r] : factor);
       if (rope.cosine) {

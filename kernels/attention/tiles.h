@@ -60,7 +60,7 @@ JEPA_FAST_INLINE float lane_max(f32x16 value) {
 }
 
 struct ForwardScratch {
-  std::vector<float> rows, words, key_panels, value_rows, query, score, out;
+  std::vector<float> rows, key_panels, value_rows, query, score, out;
   std::vector<float> largest, sum;
   Visits visits;
 };
@@ -150,11 +150,12 @@ JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_
 }
 
 struct BackwardScratch {
-  std::vector<float> key_rows, words, key_panels, value_panels, grad_key, grad_value;
+  std::vector<float> key_rows, key_panels, value_panels, grad_key, grad_value;
   std::vector<float> query, grad_out, out, grad_query, probability, slope;
   std::vector<float> lse, lse_rest, delta;  // lse: base 2, in two parts, as its last place is that of every probability
-  // Where words are pairs: those of neighbours in a row. query, grad_out and slope then become those of two rows.
-  std::vector<float> query_columns, grad_out_columns, slope_columns;
+  // Where words are pairs: those of neighbours in a column of query, grad_out and keys, whose own are of neighbours in
+  // a row; and those of neighbours in a row of slope, whose own become those of a column.
+  std::vector<float> query_pairs, grad_out_pairs, key_pairs, slope_columns;
   Visits visits;
 };
 
@@ -169,18 +170,19 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
   std::fill_n(s.grad_query.data(), rows * width, 0.0f);
   for (int64_t q = 0; q < queries; ++q) {
     f32x16 total = {};
-    for (int64_t i = 0; i < width; i += kLanes)
-      total += load(s.out.data() + q * width + i) * load(s.grad_out.data() + q * width + i);
+    for (int64_t i = 0; i < depth; i += kLanes)
+      total = Words::add_products(total, load(s.out.data() + q * depth + i), load(s.grad_out.data() + q * depth + i));
     s.delta[q] = lane_sum(total);
   }
-  const float *query = s.query.data(), *grad_out = s.grad_out.data(), *slope_columns = slope;
+  const float *query = s.query.data(), *grad_out = s.grad_out.data();
+  // Along queries and keys for the gradients, where the logits are along features.
+  const float *query_rows = query, *grad_out_rows = grad_out, *key_rows = s.key_rows.data(), *slope_columns = slope;
   if constexpr (kValues == 2) {
-    pair_columns(query, width, rows, width, s.query_columns.data(), depth);
-    pair_columns(grad_out, width, rows, width, s.grad_out_columns.data(), depth);
-    pair_rows(query, width, rows, width, s.query.data());
-    pair_rows(grad_out, width, rows, width, s.grad_out.data());
-    query = s.query_columns.data();
-    grad_out = s.grad_out_columns.data();
+    pair_rows_of_words(query, rows, width, s.query_pairs.data());
+    pair_rows_of_words(grad_out, rows, width, s.grad_out_pairs.data());
+    query_rows = s.query_pairs.data();
+    grad_out_rows = s.grad_out_pairs.data();
+    key_rows = s.key_pairs.data();
     slope_columns = s.slope_columns.data();
   }
   constexpr int64_t kStride = kPanel / kValues;  // of slope_columns
@@ -208,12 +210,12 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
       pair_rows(slope, kPanel, rows, padded, slope);
       pair_rows(probability, kPanel, rows, padded, probability);
     }
-    multiply<Words>(padded, width, rows / kValues, {probability, 1, kPanel}, s.grad_out.data(), width,
+    multiply<Words>(padded, width, rows / kValues, {probability, 1, kPanel}, grad_out_rows, width,
                     s.grad_value.data() + place, width, true);
-    multiply<Words>(padded, width, rows / kValues, {slope, 1, kPanel}, s.query.data(), width,
+    multiply<Words>(padded, width, rows / kValues, {slope, 1, kPanel}, query_rows, width,
                     s.grad_key.data() + place, width, true);
     multiply_queries<Words>(rows, width, padded / kValues, {slope_columns, kStride, 1},
-                            s.key_rows.data() + visit.first / kValues * width, width, s.grad_query.data(), width, true);
+                            key_rows + visit.first / kValues * width, width, s.grad_query.data(), width, true);
   }
 }
 
@@ -235,14 +237,9 @@ JEPA_FAST_BFLOAT16 void backward_tile_in_pairs(const Visits& visits, int64_t que
   backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
 }
 
-// words[rows][columns / 2]: neighbours in a row.
-JEPA_FAST_BFLOAT16 void to_column_pairs(const float* values, int64_t rows, int64_t columns, float* words) {
-  pair_columns(values, columns, rows, columns, words, columns / 2);
-}
-
-// words[rows / 2][columns], in place: neighbours in a column.
-JEPA_FAST_BFLOAT16 void to_row_pairs(float* values, int64_t rows, int64_t columns) {
-  pair_rows(values, columns, rows, columns, values);
+// words[rows / 2][columns]: neighbours in a column, from those in a row.
+JEPA_FAST_BFLOAT16 void to_row_pairs(const float* source, int64_t rows, int64_t columns, float* words) {
+  pair_rows_of_words(source, rows, columns, words);
 }
 
 }  // namespace

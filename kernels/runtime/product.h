@@ -8,26 +8,30 @@ namespace jepa_fast {
 
 struct Float32Words {
   static constexpr int64_t kValues = 1;  // of a word
-  JEPA_FAST_INLINE f32x16 add_product(f32x16 sum, f32x16 row, float factor) { return sum + row * factor; }
+  JEPA_FAST_INLINE f32x16 add_products(f32x16 sum, f32x16 a, f32x16 b) { return sum + a * b; }
 };
 
 // Two products and two sums in one instruction: twice the products of float32 on AMD's Zen 4.
 struct BFloat16Words {
   static constexpr int64_t kValues = 2;
-  // By value: the assembly may not name an element of an array, which GCC would then keep in memory.
-  JEPA_FAST_INLINE f32x16 add_product(f32x16 sum, f32x16 row, float factor) {
-    uint32_t pair;
-    std::memcpy(&pair, &factor, sizeof(pair));
-    const f32x16 factors = as_float(u32x16{} + pair);  // no float is added: it might not be one
+  // By value: were the assembly to name an element of an array, GCC would keep that array in memory.
+  JEPA_FAST_INLINE f32x16 add_products(f32x16 sum, f32x16 a, f32x16 b) {
 #ifdef JEPA_FAST_AVX512_BF16
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(factors));
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
-    sum += as_float(as_bits(row) << 16) * as_float(as_bits(factors) << 16);
-    sum += as_float(as_bits(row) & 0xffff0000u) * as_float(as_bits(factors) & 0xffff0000u);
+    sum += as_float(as_bits(a) << 16) * as_float(as_bits(b) << 16);
+    sum += as_float(as_bits(a) & 0xffff0000u) * as_float(as_bits(b) & 0xffff0000u);
 #endif
     return sum;
   }
 };
+
+// Not broadcast(), which adds zero to it: words of pairs are no floats.
+JEPA_FAST_INLINE f32x16 repeated(float word) {
+  uint32_t bits;
+  std::memcpy(&bits, &word, sizeof(bits));
+  return as_float(u32x16{} + bits);
+}
 
 // words[rows][columns / 2]: pairs of neighbours in a row. May overwrite its source.
 JEPA_FAST_INLINE void pair_columns(const float* source, int64_t stride, int64_t rows, int64_t columns, float* words,
@@ -45,6 +49,22 @@ JEPA_FAST_INLINE void pair_rows(const float* source, int64_t stride, int64_t row
     for (int64_t i = 0; i < columns; i += kLanes) {
       const float* from = source + r * stride + i;
       store(words + r / 2 * stride + i, as_float(rounded_in_pairs(load(from), load(from + stride))));
+    }
+}
+
+// words[rows / 2][columns]: pairs of neighbours in a column, from source[rows][columns / 2], those in a row.
+JEPA_FAST_INLINE void pair_rows_of_words(const float* source, int64_t rows, int64_t columns, float* words) {
+  typedef uint16_t u16x32 __attribute__((vector_size(64)));
+  const u16x32 first = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  for (int64_t r = 0; r < rows; r += 2)
+    for (int64_t i = 0; i < columns; i += 2 * kLanes) {
+      const float* from = source + (r * columns + i) / 2;
+      const u16x32 above = reinterpret_cast<u16x32>(load(from));
+      const u16x32 below = reinterpret_cast<u16x32>(load(from + columns / 2));
+      float* to = words + r / 2 * columns + i;
+      store(to, reinterpret_cast<f32x16>(__builtin_shuffle(above, below, first)));
+      store(to + kLanes, reinterpret_cast<f32x16>(__builtin_shuffle(above, below, first + 16)));
     }
 }
 
@@ -70,9 +90,9 @@ JEPA_FAST_INLINE void multiply_block(Left a, const float* b, int64_t b_stride, f
     for (int v = 0; v < VECTORS; ++v) row[v] = load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const float factor = a.data[r * a.row + k * a.depth];
+      const f32x16 factor = repeated(a.data[r * a.row + k * a.depth]);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sum[r][v] = Words::add_product(sum[r][v], row[v], factor);
+      for (int v = 0; v < VECTORS; ++v) sum[r][v] = Words::add_products(sum[r][v], row[v], factor);
     }
   }
 #pragma GCC unroll 8
