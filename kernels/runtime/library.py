@@ -1,8 +1,8 @@
 """The torch.library namespace `jepa_fast`, for `torch.compile`.
 
 In eager mode an op calls its implementation directly, which saves the dispatcher's microseconds; under
-`torch.compile` it calls the registered op, which the compiler treats as one opaque node. So it does for tensors without
-memory of their own (fake ones, those under `torch.func`), which only the dispatcher knows how to treat.
+`torch.compile` it calls the registered op, which the compiler treats as one opaque node. So it does for tensors whose
+memory is not what they are (fake ones, those under `torch.func`, negated views), which the dispatcher knows how to treat.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def as_node(*tensors: torch.Tensor) -> bool:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     for x in tensors:  # noqa: SIM110, in every eager call, which a generator would slow down
-        if type(x) not in _PLAIN or x.is_meta:
+        if type(x) not in _PLAIN or x.is_meta or x.is_neg():
             return True
     return False
 

@@ -52,6 +52,25 @@ CALLS: dict[str, Call] = {
 ONCE = ("masked_attention", "layer_norm", "gelu_mlp", "latent_loss", "vicreg")
 
 
+def negated(*shape: int) -> Tensor:
+    """Drawn, and a view of numbers whose negatives are in memory."""
+    view = torch.randn(*shape, dtype=torch.complex64).conj().imag
+    assert view.is_neg()
+    return view
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_negated_views_have_their_sign(name: str) -> None:
+    x = negated(2, 6, 16).requires_grad_()
+    dense = x.detach().clone().requires_grad_()
+    got, expected = CALLS[name](x), CALLS[name](dense)
+    torch.testing.assert_close(got, expected)
+    grad = negated(1, *expected.shape)[0]
+    got.backward(grad)
+    expected.backward(grad.clone())
+    torch.testing.assert_close(x.grad, dense.grad)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_fake_tensors_have_shapes(name: str) -> None:
     real = CALLS[name](torch.randn(2, 6, 16))
