@@ -2,7 +2,8 @@
 
 In eager mode an op calls its implementation directly, which saves the dispatcher's microseconds; under
 `torch.compile` it calls the registered op, which the compiler treats as one opaque node. So it does for tensors whose
-memory is not what they are (fake ones, those under `torch.func`, negated views), which the dispatcher knows how to treat.
+memory is not what they are (fake ones, those under `torch.func`, negated views), which the dispatcher knows how to
+treat.
 """
 
 from collections.abc import Callable
