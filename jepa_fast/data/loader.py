@@ -78,7 +78,10 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def rows_of_masks(masks: Any, batch: int, start: int, stop: int) -> Any:
-    """The masks of samples `start` to `stop` - 1 of a batch; rows are mask-major, cut or ragged."""
+    """The masks of samples `start` to `stop` - 1 of a batch; rows are mask-major, cut or ragged.
+
+    Ragged ones keep the counts of the whole batch, by which a step weighs their loss; `batch` may be a part itself.
+    """
     if isinstance(masks, Tensor):
         return masks.unflatten(0, (-1, batch))[:, start:stop].flatten(0, 1)
     if hasattr(masks, "lengths"):
@@ -86,7 +89,8 @@ def rows_of_masks(masks: Any, batch: int, start: int, stop: int) -> Any:
         here = (sample >= start) & (sample < stop)
         rows = masks.rows[here] // batch * number + sample[here] - start
         lengths = [length for row, length in enumerate(masks.lengths) if start <= row % batch < stop]
-        return masks._replace(ids=masks.ids[here], rows=rows, lengths=tuple(lengths))
+        whole = masks.whole or (sum(masks.lengths), len(masks.lengths))
+        return masks._replace(ids=masks.ids[here], rows=rows, lengths=tuple(lengths), whole=whole)
     if isinstance(masks, tuple):
         parts = [rows_of_masks(part, batch, start, stop) for part in masks]
         return type(masks)(*parts) if hasattr(masks, "_fields") else type(masks)(parts)
@@ -100,7 +104,7 @@ class StepBatches(Dataset[RawBatch]):
     """`batches[step]` is the whole batch of a training step, a pure function of (seed, step).
 
     With several processes, each makes its own share of the same batch: `share` (first, last + 1) of its samples; masks
-    are drawn for the whole batch, whose shortest row decides the length of all.
+    are drawn for the whole batch, whose shortest row decides the length of all; ragged ones know its number of tokens.
     A sample that cannot be read is replaced by the next one that can, and reported to the source.
 
     sampler: draws the masks; None for systems without.

@@ -28,11 +28,13 @@ class Ragged(NamedTuple):
     ids: int64 `[T]`, the patches of row 0, then those of row 1, ..., ascending within a row.
     rows: int64 `[T]`, the row of each. Row r is about sample r % B.
     lengths: of the rows, on the host.
+    whole: tokens and rows of the whole batch; None if it is these.
     """
 
     ids: Tensor
     rows: Tensor
     lengths: tuple[int, ...]
+    whole: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, kept: np.ndarray) -> "Ragged":
@@ -42,7 +44,18 @@ class Ragged(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
         ids, rows = (tensor.to(device, non_blocking=non_blocking) for tensor in self[:2])
-        return Ragged(ids, rows, self.lengths)
+        return self._replace(ids=ids, rows=rows)
+
+    @property
+    def weight(self) -> float:
+        """Mean length of these rows over that of the rows of the whole batch.
+
+        Times this, means over the tokens of equal parts of a batch average to the mean over all its tokens.
+        """
+        if self.whole is None:
+            return 1.0
+        tokens, rows = self.whole
+        return sum(self.lengths) * rows / (len(self.lengths) * tokens)
 
 
 class RaggedMasks(NamedTuple):

@@ -32,7 +32,8 @@ class Engine:
     """Runs `make_step(model, precision=...)` as `config` says, on the processes of `world`.
 
     `step` trains on a batch, this process's share of it; what it returns is the loss of that share, still on the
-    device. `state_dict` and `load_state_dict` are those of the step, with whole tensors whatever the sharding.
+    device, whose mean over processes is the loss of the batch. `state_dict` and `load_state_dict` are those of the
+    step, with whole tensors whatever the sharding.
 
     teacher: what the teacher starts as; None is a copy of the model's encoder. Both are moved to the device.
 

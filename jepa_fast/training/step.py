@@ -239,11 +239,17 @@ class IJEPAStep(Step):
         prediction = self.model(patches, masks)
         if isinstance(masks, RaggedMasks):
             place = ragged_target_places(masks, len(batch), target.shape[1])
-            return latent_prediction_loss(prediction[None], target.flatten(0, 1)[None], place[None])
+            loss = latent_prediction_loss(prediction[None], target.flatten(0, 1)[None], place[None])
+            return weighted(loss, masks.target)
         # Row (m * E + e) * B + b of the predictions is about target mask m of image b.
         by_mask = masks.target.unflatten(0, (-1, 1, len(batch)))
         index = by_mask.expand(-1, len(masks.context) // len(batch), -1, -1).flatten(0, 2)
         return latent_prediction_loss(prediction, target, index)
+
+
+def weighted(mean: Tensor, index: Tensor | Ragged) -> Tensor:
+    """`mean`, a loss over the tokens of `index`, such that equal parts of a batch average to the loss of the whole."""
+    return mean * index.weight if isinstance(index, Ragged) else mean
 
 
 class _Copies:

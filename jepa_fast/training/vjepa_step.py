@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_fast.kernels.latent_loss.api import latent_prediction_loss
-from jepa_fast.masks import Masks, RaggedMasks
+from jepa_fast.masks import Masks, Ragged, RaggedMasks
 from jepa_fast.models import VJEPA
 from jepa_fast.models.vjepa import Predictions
 from jepa_fast.nn.fused import Fused
-from jepa_fast.training.step import Precision, Step, check_masks, check_pixels
+from jepa_fast.training.step import Precision, Step, check_masks, check_pixels, weighted
 
 RAMP = (15_000, 30_000)  # iterations between which V-JEPA 2.1 raises the weight of its context loss
 
@@ -84,15 +84,17 @@ class VJEPAStep(Step):
     ) -> Tensor:
         """target: `[B, N, levels * D]`."""
         counts = [one.token_counts[1] for one in masks]
-        return self._distance(predictions.target, predictions.targets.place, counts, target)
+        losses = self._distances(predictions.target, predictions.targets.place, counts, target)
+        return mean_over_sets(losses, [one.target for one in masks])
 
-    def _distance(self, prediction: Tensor, place: Tensor, counts: Sequence[int], target: Tensor) -> Tensor:
-        """Mean over mask sets of the mean distance; each level of the target is normalised by itself."""
-        losses = [
+    def _distances(
+        self, prediction: Tensor, place: Tensor, counts: Sequence[int], target: Tensor
+    ) -> list[Tensor]:
+        """The mean distance in each mask set; each level of the target is normalised by itself."""
+        return [
             latent_prediction_loss(one[None], rows[None], index[None], kind="l1")
             for one, rows, index in self._by_level(prediction, place, counts, target)
         ]
-        return torch.stack(losses).mean()
 
     def _by_level(
         self, prediction: Tensor, place: Tensor, counts: Sequence[int], target: Tensor
@@ -153,8 +155,10 @@ class VJEPA21Step(VJEPAStep):
         assert predictions.context is not None
         counts = [one.token_counts[0] for one in masks]
         place = predictions.contexts.place
+        contexts = [one.context for one in masks]
         if not self.by_distance:
-            return loss + self.context_weight * self._distance(predictions.context, place, counts, target)
+            losses = self._distances(predictions.context, place, counts, target)
+            return loss + self.context_weight * mean_over_sets(losses, contexts)
         _, rows, columns = self.model.encoder.config.grid
         grid = (target.shape[1] // (rows * columns), rows, columns)
         targets = predictions.targets.place.split([one.token_counts[1] for one in masks])
@@ -168,7 +172,12 @@ class VJEPA21Step(VJEPAStep):
                 )
                 weight = distance.reciprocal().repeat_interleave(self.model.config.levels)[:, None]
             losses.append(((one - wanted).abs() * weight.to(wanted.dtype)).mean())
-        return loss + self.context_weight * torch.stack(losses).mean()
+        return loss + self.context_weight * mean_over_sets(losses, contexts)
+
+
+def mean_over_sets(losses: Sequence[Tensor], indices: Sequence[Tensor | Ragged]) -> Tensor:
+    """losses: of each mask set, the mean over the tokens of its index; see `weighted`."""
+    return torch.stack([weighted(*pair) for pair in zip(losses, indices, strict=True)]).mean()
 
 
 def target_distances(place: Tensor, batch_size: int, grid: tuple[int, int, int]) -> Tensor:

@@ -11,8 +11,18 @@ from torch import Tensor, nn
 from jepa_fast import models
 from jepa_fast.bench.baselines.lejepa import EagerLeJEPAStep
 from jepa_fast.bench.baselines.vjepa import EagerVJEPAStep, mask_distance
+from jepa_fast.data.loader import rows_of_masks
 from jepa_fast.kernels.sigreg.philox import directions
-from jepa_fast.masks import IMAGE_SETS, Masks, MaskSets, MultiBlockMasks, TubeMasks, TubeSet
+from jepa_fast.masks import (
+    IMAGE_SETS,
+    Masks,
+    MaskSets,
+    MultiBlockMasks,
+    Ragged,
+    RaggedMasks,
+    TubeMasks,
+    TubeSet,
+)
 from jepa_fast.nn.block import set_checkpointing
 from jepa_fast.training.step import IJEPAStep
 from jepa_fast.training.steps import make_step
@@ -217,6 +227,52 @@ def test_ragged_ijepa_is_each_image_alone() -> None:
     assert step.loss(batch, found).item() == pytest.approx(total / count, rel=1e-11)
     found_loss = [step.step(batch, found, **RATES).item() for _ in range(3)]
     assert found_loss[-1] < found_loss[0]
+
+
+def test_parts_of_ragged_ijepa_are_the_batch() -> None:
+    """Its sampler gives every target of a batch one size; these have their own."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 48, "dim": 48, "depth": 1, "num_heads": 2, "mlp_dim": 96, "predictor_depth": 1}
+    step = IJEPAStep(noisy(models.create("ijepa_vitt8_128", **sizes, predictor_dim=48), torch.float64))
+    target = (
+        torch.rand(2 * 4, 36, generator=torch.Generator().manual_seed(0))
+        < torch.linspace(0.2, 0.6, 8)[:, None]
+    )
+    context = ~target.view(2, 4, 36).any(0)
+    ragged = RaggedMasks(Ragged.of(context.numpy()), Ragged.of(target.numpy()))
+    assert_parts_are_the_batch(step, clips(torch.float64, batch=4)[:, :, 0], ragged)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in VIDEO), (VIDEO[-1], {"by_distance": False})]
+)
+def test_parts_of_ragged_clips_are_the_batch(name: str, options: dict[str, Any]) -> None:
+    step = make_step(video_model(name, torch.float64), **options)
+    sets = TubeMasks(GRID, sets=SETS, ragged=True).sample(4, 1, torch.Generator().manual_seed(0))
+    assert_parts_are_the_batch(step, clips(torch.float64, batch=4), sets)
+
+
+def assert_parts_are_the_batch(step: Any, batch: Tensor, ragged: Any) -> None:
+    """Loss and gradients of four samples are the means of those of two halves, and of the halves' halves."""
+    parameters = [p for name in step.trained for p in getattr(step, name).parameters() if p.requires_grad]
+
+    def of(*parts: tuple[Tensor, Any]) -> list[Tensor]:
+        loss = torch.stack([step.loss(*part) for part in parts]).mean()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+    def halves(part: tuple[Tensor, Any]) -> list[tuple[Tensor, Any]]:
+        samples, sets = part
+        number = len(samples)
+        rows = [(0, number // 2), (number // 2, number)]
+        return [(samples[slice(*ends)], rows_of_masks(sets, number, *ends)) for ends in rows]
+
+    whole = of((batch, ragged))
+    two = halves((batch, ragged))
+    four = [quarter for half in two for quarter in halves(half)]
+    for parts in (two, four):
+        for found, expected in zip(of(*parts), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_images_of_vjepa21() -> None:

@@ -40,6 +40,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "vjepa": {**VIDEO, "model": "vjepa_vitl_224"},
     "vjepa2": {**VIDEO, "model": "vjepa2_vitl_256"},
     "vjepa2_parts": {**VIDEO, "model": "vjepa2_vitl_256", "accumulate": 2},
+    "ijepa_ragged": {"ragged": True},
+    "vjepa2_ragged": {**VIDEO, "model": "vjepa2_vitl_256", "ragged": True},
+    "vjepa2_ragged_parts": {**VIDEO, "model": "vjepa2_vitl_256", "ragged": True, "accumulate": 2},
+    "vjepa2_ragged_fsdp_parts": {
+        **VIDEO,
+        "model": "vjepa2_vitl_256",
+        "ragged": True,
+        "parallel": "fsdp",
+        "accumulate": 2,
+    },
     "vjepa21": {**VIDEO, "model": "vjepa21_vitg_256", "context_loss_start": 1, "context_loss_end": 3},
     "vjepa21_images": {
         **VIDEO,
