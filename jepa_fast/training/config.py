@@ -140,7 +140,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the networks with torch.compile."""
     cuda_graph: bool = False
-    """Capture the whole step for each shape of a batch, and replay it. CUDA alone."""
+    """Capture the whole step for each shape of a batch, and replay it. CUDA alone, without ragged."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: every process holds the model (ddp), or a share of it (fsdp)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -193,6 +193,8 @@ class TrainConfig:
             "max_norm_start", self.max_norm is not None or self.max_norm_start == 0, "0 without max_norm"
         )
         self._require("cuda_graph", not (self.cuda_graph and self.accumulate > 1), "accumulate = 1 with it")
+        # A graph would replay the lengths of the rows it was captured with, which are numbers of the host.
+        self._require("cuda_graph", not (self.cuda_graph and self.ragged), "ragged = false with it")
         self._require("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1")
         for name, accepted in CHOICES.items():
             self._require(name, getattr(self, name) in accepted, " or ".join(accepted))

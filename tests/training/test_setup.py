@@ -64,6 +64,14 @@ def test_a_value_out_of_range_is_named(field: str, value: Any, expected: str) ->
     assert str(error.value) == f"{field}: expected {expected}, got {value!r}"
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"), [({"accumulate": 2}, "accumulate = 1"), ({"ragged": True}, "ragged = false")]
+)
+def test_what_a_cuda_graph_cannot_capture_is_named(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=f"cuda_graph: expected {expected} with it, got True"):
+        TrainConfig(cuda_graph=True, **changes)
+
+
 def test_the_defaults_are_the_published_ones() -> None:
     config = TrainConfig()
     assert (config.start_lr, config.lr, config.final_lr) == (2e-4, 1e-3, 1e-6)
