@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -85,12 +85,17 @@ def rows_of_masks(masks: Any, batch: int, start: int, stop: int) -> Any:
     if isinstance(masks, Tensor):
         return masks.unflatten(0, (-1, batch))[:, start:stop].flatten(0, 1)
     if hasattr(masks, "lengths"):
-        sample, number = masks.rows % batch, stop - start
-        here = (sample >= start) & (sample < stop)
-        rows = masks.rows[here] // batch * number + sample[here] - start
-        lengths = [length for row, length in enumerate(masks.lengths) if start <= row % batch < stop]
-        whole = masks.whole or (sum(masks.lengths), len(masks.lengths))
-        return masks._replace(ids=masks.ids[here], rows=rows, lengths=tuple(lengths), whole=whole)
+        starts = [0, *accumulate(masks.lengths)]
+        number = stop - start
+        ids, rows, lengths = [], [], ()
+        # The rows of a mask for these samples lie together: their lengths, on the host, say where.
+        for mask, first in enumerate(range(start, len(masks.lengths), batch)):
+            tokens = slice(starts[first], starts[first + number])
+            ids.append(masks.ids[tokens])
+            rows.append(masks.rows[tokens] - first + mask * number)
+            lengths += masks.lengths[first : first + number]
+        whole = masks.whole or (starts[-1], len(masks.lengths))
+        return masks._replace(ids=torch.cat(ids), rows=torch.cat(rows), lengths=lengths, whole=whole)
     if isinstance(masks, tuple):
         parts = [rows_of_masks(part, batch, start, stop) for part in masks]
         return type(masks)(*parts) if hasattr(masks, "_fields") else type(masks)(parts)
