@@ -60,6 +60,8 @@ class TrainConfig:
     """Side of the training crops."""
     crop_scale: Annotated[tuple[float, float], _shown_as("SHARE SHARE")] = (0.3, 1.0)
     """Least and largest share of a picture that a crop covers."""
+    crop_ratio: Annotated[tuple[float, float], _shown_as("RATIO RATIO", "3/4 to 4/3")] = (3 / 4, 4 / 3)
+    """Least and largest width of a crop over its height."""
     flip: Annotated[float, _shown_as("SHARE")] = 0.0
     """How many crops are mirrored, 0 to 1."""
     colour: Annotated[float, _shown_as("SHARE")] = 0.0
@@ -175,6 +177,8 @@ class TrainConfig:
         for name in ("crop_scale", "local_scale"):
             low, high = getattr(self, name)
             self._require(name, 0 < low <= high <= 1, "0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        self._require("crop_ratio", 0 < low <= high < float("inf"), "0 < low <= high, finite")
         self._require(
             "max_norm", self.max_norm is None or 0 < self.max_norm < float("inf"), "a finite number above 0"
         )

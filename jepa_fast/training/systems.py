@@ -73,6 +73,7 @@ def _view(config: TrainConfig, size: int, number: int = 1, scale: tuple[float, f
         size,
         number,
         scale=scale or config.crop_scale,
+        aspect_ratio=config.crop_ratio,
         flip=config.flip,
         colour=config.colour,
         gray=config.gray,

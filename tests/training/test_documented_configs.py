@@ -89,6 +89,8 @@ def test_a_published_recipe_is_as_published(name: str) -> None:
     for value, end in zip(last.values(), wanted.ends, strict=True):
         assert value == pytest.approx(end, rel=1e-3)
     assert (system.frames, system.image_size) == (wanted.frames, wanted.size)
+    ratio = (0.75, 1.35) if name.startswith("vjepa") else (3 / 4, 4 / 3)
+    assert all(kind.aspect_ratio == ratio for kind in system.kinds)
     masks = system.sampler(3, 0, torch.Generator().manual_seed(0)) if system.sampler else MaskSets()
     sets = masks if isinstance(masks, MaskSets) else [masks]
     assert sum(len(one.target) for one in sets) == 3 * wanted.targets

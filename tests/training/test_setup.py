@@ -53,6 +53,7 @@ MakeConfig = Callable[..., TrainConfig]
         ("max_norm_start", -1, "0 or more"),
         ("max_norm_start", 5, "0 without max_norm"),
         ("crop_scale", (0.0, 1.0), "0 < low <= high <= 1"),
+        ("crop_ratio", (1.5, 0.75), "0 < low <= high, finite"),
         ("flip", 1.5, "0 to 1"),
         ("device", "tpu", "auto or cpu or cuda"),
         ("engine", "slow", "fast or eager"),
