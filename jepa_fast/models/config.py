@@ -1,14 +1,15 @@
 """What the configurations of all systems share."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 
+@dataclass(frozen=True)
 class Checked:
     """A frozen dataclass of sizes, switches and choices, which refuses other values by the name of the field."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type] # of the dataclass that this one is a base of
+        for field in fields(self):
             name, kind, value = field.name, field.type, getattr(self, field.name)
             if kind is bool:
                 if not isinstance(value, bool):

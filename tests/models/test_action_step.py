@@ -1,11 +1,12 @@
-"""V-JEPA 2-AC against its published training step, and what its step refuses."""
+"""V-JEPA 2-AC against its published training step and its formula, and what its step refuses."""
 
 import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from jepa_fast import models
 from jepa_fast.bench.baselines.vjepa2_ac import EagerVJEPA2ACStep
@@ -136,3 +137,50 @@ def test_other_arguments_are_named() -> None:
         step.step(torch.zeros(2, 3, 4, 48, 48), None, **RATES)
     with pytest.raises(ValueError, match="masks: expected None, got list"):
         step.step(trajectories(), [], **RATES)
+
+
+def test_action_predictor_is_the_dense_formula() -> None:
+    """Every token of a step sees its own and earlier steps; conditions rotate by time alone."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 48, "dim": 24, "depth": 1, "num_heads": 2, "mlp_dim": 48, "predictor_depth": 2}
+    model = models.create("vjepa2_ac_vitg", **sizes, predictor_dim=48, predictor_heads=2)
+    with torch.no_grad():  # vectors that start at zero matter, too
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    model.double()
+    steps, patches = 3, 9
+    x = torch.randn(2, steps * patches, 24, dtype=torch.float64)
+    actions, states = (torch.randn(2, steps, 7, dtype=torch.float64) for _ in range(2))
+    found = model(x, actions, states)
+    predictor = model.predictor
+
+    conditions = torch.stack([predictor.action_encoder(actions), predictor.state_encoder(states)], dim=2)
+    tokens = torch.cat([conditions, predictor.predictor_embed(x).view(2, steps, patches, -1)], dim=2).flatten(
+        1, 2
+    )
+    grid = torch.tensor([[0, 0]] * 2 + [[row, column] for row in range(3) for column in range(3)])
+    place = torch.cat([torch.cat([torch.full((11, 1), step), grid], dim=1) for step in range(steps)])
+    visible = torch.arange(33)[:, None] // 11 >= torch.arange(33) // 11
+
+    def turn(values: Tensor) -> Tensor:  # [2, heads, 33, 24]: segments of 8 for frame, row, column
+        out = values.clone()
+        for axis in range(3):
+            for pair in range(4):
+                a, b = 8 * axis + 2 * pair, 8 * axis + 2 * pair + 1
+                angles = [
+                    place[:, axis] * 10000.0 ** (-(number % 4) / 4) for number in (2 * pair, 2 * pair + 1)
+                ]
+                out[..., a] = values[..., a] * angles[0].cos() - values[..., b] * angles[0].sin()
+                out[..., b] = values[..., b] * angles[1].cos() + values[..., a] * angles[1].sin()
+        return out
+
+    def norm(values: Tensor, layer: nn.LayerNorm) -> Tensor:
+        return F.layer_norm(values, (48,), layer.weight, layer.bias, 1e-6)
+
+    for block in predictor.predictor_blocks:
+        qkv = block.attn.qkv(norm(tokens, block.norm1)).view(2, 33, 3, 2, 24).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(turn(qkv[0]), turn(qkv[1]), qkv[2], attn_mask=visible)
+        tokens = tokens + block.attn.proj(out.transpose(1, 2).flatten(2))
+        tokens = tokens + block.mlp.fc2(F.gelu(block.mlp.fc1(norm(tokens, block.norm2))))
+    tokens = norm(tokens, predictor.predictor_norm).view(2, steps, 11, 48)[:, :, 2:].flatten(1, 2)
+    torch.testing.assert_close(found, predictor.predictor_proj(tokens), rtol=1e-6, atol=1e-7)
