@@ -22,11 +22,6 @@ Facts = dict[str, str]
 
 VERSIONS = ("jepa-fast", "torch", "triton", "apache-tvm-ffi", "numpy")
 EXTRAS = {"data": "images and videos", "bench": "measurements and reports"}
-# kernels/runtime/simd.h compiles every native kernel for these; the loader takes the first that the CPU has.
-INSTRUCTION_SETS = {
-    "AVX-512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-    "AVX2": {"avx2", "bmi2", "f16c", "fma"},
-}
 
 
 @dataclass(frozen=True)
@@ -105,8 +100,8 @@ def _native() -> str:
     path = native.library_path()
     if refusals or path is None:
         return "; ".join(refusals)
-    flags = set(_cpuinfo("flags").split())
-    level = next((name for name, needed in INSTRUCTION_SETS.items() if needed <= flags), "baseline")
+    levels = {library: level for level, library in native.LIBRARIES.items()}
+    level = levels.get(path.name, "baseline")
     # GCC's and LLVM's OpenMP calls by name: without them the loops run on one thread.
     parallel = any(symbol in path.read_bytes() for symbol in (b"GOMP_parallel", b"__kmpc_fork_call"))
     return f"{level} code, {'OpenMP' if parallel else 'no OpenMP: one thread'}, {path}"

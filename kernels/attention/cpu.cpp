@@ -106,10 +106,8 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
       const int64_t token = sequence.first_q + first;
       const int64_t even = count + count % 2;
       head_rows(p, p.query, p.rope_query, p.query_factor(), sequence.sample, token, count, head, even, s.query);
-      (p.in_pairs ? forward_tile_in_pairs : forward_tile)(s.visits, count, panel, width, p.score_factor(),
-                                                          s.query.data(), s.key_panels.data(), s.value_rows.data(),
-                                                          s.score.data(), s.out.data(), s.largest.data(),
-                                                          s.sum.data());
+      forward_tile(p.in_pairs, s.visits, count, panel, width, p.score_factor(), s.query.data(), s.key_panels.data(),
+                   s.value_rows.data(), s.score.data(), s.out.data(), s.largest.data(), s.sum.data());
       float* row_lse = lse + (sequence.sample * p.heads_q + head) * p.tokens_q + token;
       for (int64_t q = 0; q < count; ++q) {
         row_lse[q] = static_cast<float>((s.largest[q] + std::log2(static_cast<double>(s.sum[q]))) / kLog2E);
@@ -157,7 +155,7 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
         s.lse[q] = row_lse[q] == -kInfinity ? kInfinity : static_cast<float>(lse_2);
         s.lse_rest[q] = std::isfinite(row_lse[q]) ? static_cast<float>(lse_2 - s.lse[q]) : 0.0f;
       }
-      (p.in_pairs ? backward_tile_in_pairs : backward_tile)(s.visits, count, panel, width, p.score_factor(), s);
+      backward_tile(p.in_pairs, s.visits, count, panel, width, p.score_factor(), s);
       narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr,
              static_cast<float>(p.scale), grad_query, grad_query.offset(sample, token, head));
     }

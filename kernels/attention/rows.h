@@ -37,19 +37,19 @@ JEPA_FAST_INLINE void widen_rows(const T* source, int64_t stride, int64_t rows, 
     for (; i < dim; i += kLanes) {
       __builtin_prefetch(source + kAhead * stride + i);
       const int64_t count = std::min(kLanes, dim - i);
-      f32x16 x = load(source + i, count);
+      vf32 x = load(source + i, count);
       if (rope.cosine) {
         const int64_t place = r * dim + i;
         x = rotated(x, load(rope.cosine + place, count), load(rope.sine + place, count), false);
       }
       store(target + i, x * factor);
     }
-    for (; i < width; i += kLanes) store(target + i, f32x16{});
+    for (; i < width; i += kLanes) store(target + i, vf32{});
   }
 }
 
 // target[0 .. rows)[0 .. width) = factor * rotate(source); lanes past dim read as zeros.
-JEPA_FAST_CLONES void widen(Type type, Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
+JEPA_FAST_KERNEL void widen(Type type, Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
                             float* target, int64_t width) {
   switch (type) {
     case kFloat32:
@@ -62,7 +62,7 @@ JEPA_FAST_CLONES void widen(Type type, Rows from, int64_t offset, int64_t rows, 
 }
 
 // As `widen`, but words of neighbouring bfloat16 values, target[0 .. rows)[0 .. width / 2); width is a multiple of 32.
-JEPA_FAST_BFLOAT16 void to_words(Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
+JEPA_FAST_KERNEL void to_words(Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
                                  float* target, int64_t width) {
   const bfloat16* source = static_cast<bfloat16*>(from.data) + offset;
   const bool as_it_is = !rope.cosine && factor == 1.0f;
@@ -75,8 +75,8 @@ JEPA_FAST_BFLOAT16 void to_words(Rows from, int64_t offset, int64_t rows, int64_
       }
       const auto value = [&](int64_t place) __attribute__((always_inline)) {
         const int64_t count = std::min(kLanes, dim - place);
-        if (count <= 0) return f32x16{};
-        f32x16 x = load(source + place, count);
+        if (count <= 0) return vf32{};
+        vf32 x = load(source + place, count);
         if (rope.cosine)
           x = rotated(x, load(rope.cosine + r * dim + place, count), load(rope.sine + r * dim + place, count), false);
         return x * factor;
@@ -92,7 +92,7 @@ JEPA_FAST_INLINE void narrow_rows(const float* source, int64_t width, int64_t ro
     for (int64_t i = 0; i < dim; i += kLanes) {
       __builtin_prefetch(target + kAhead * stride + i, 1);
       const int64_t count = std::min(kLanes, dim - i);
-      f32x16 x = load(source + i) * (factors ? factors[r] : factor);
+      vf32 x = load(source + i) * (factors ? factors[r] : factor);
       if (rope.cosine) {
         const int64_t place = r * dim + i;
         x = rotated(x, load(rope.cosine + place, count), load(rope.sine + place, count), true);
@@ -102,7 +102,7 @@ JEPA_FAST_INLINE void narrow_rows(const float* source, int64_t width, int64_t ro
 }
 
 // The way back, through the transposed rotation; factors: one for each row, in the place of factor.
-JEPA_FAST_CLONES void narrow(Type type, const float* source, int64_t width, int64_t rows, int64_t dim, Table rope,
+JEPA_FAST_KERNEL void narrow(Type type, const float* source, int64_t width, int64_t rows, int64_t dim, Table rope,
                              const float* factors, float factor, Rows to, int64_t offset) {
   switch (type) {
     case kFloat32:
@@ -118,7 +118,7 @@ JEPA_FAST_CLONES void narrow(Type type, const float* source, int64_t width, int6
 }
 
 // Panels of `panel` keys: panels[p][d][key of the panel]. rows holds whole panels, with zeros past the last key.
-JEPA_FAST_CLONES void to_panels(const float* rows, int64_t keys, int64_t width, int64_t panel, float* panels) {
+JEPA_FAST_KERNEL void to_panels(const float* rows, int64_t keys, int64_t width, int64_t panel, float* panels) {
   for (int64_t key = 0; key < keys; key += panel)
     transpose(rows + key * width, width, panel, width, panels + key * width, panel);
 }

@@ -20,24 +20,25 @@ constexpr int64_t kFewTerms = 16;              // so ours are short there, too
 
 // 2^x for x <= 0 or a little above: 2^n p(f) with f in [-1/2, 1/2] and p of degree 6, of least relative error (2e-9).
 // Below -126 it is 0; what is not a number stays so.
-JEPA_FAST_INLINE f32x16 exp2_of(f32x16 x) {
+JEPA_FAST_INLINE vf32 exp2_of(vf32 x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the last places
-  const f32x16 shifted = x + kRound;
-  const f32x16 f = x - (shifted - kRound);
-  f32x16 p = f * 1.535333722e-4f + 1.339887454e-3f;
+  const vf32 shifted = x + kRound;
+  const vf32 f = x - (shifted - kRound);
+  vf32 p = f * 1.535333722e-4f + 1.339887454e-3f;
   p = p * f + 9.618437458e-3f;
   p = p * f + 5.550332471e-2f;
   p = p * f + 2.402264791e-1f;
   p = p * f + 6.931472029e-1f;
   p = p * f + 1.0f;
-  const f32x16 result = as_float(as_bits(p) + (as_bits(shifted) << 23));
-  return select(x < -126.0f, f32x16{}, select(x != x, x, result));
+  const vf32 result = as_float(as_bits(p) + (as_bits(shifted) << 23));
+  return select(x < -126.0f, vf32{}, select(x != x, x, result));
 }
 
-// Bits 16 v .. 16 v + 15 as lanes.
-JEPA_FAST_INLINE i32x16 lanes_of(uint64_t bits, int64_t v) {
-  const i32x16 one = i32x16{} + 1;
-  return ((i32x16{} + static_cast<int32_t>(bits >> (16 * v) & 0xffff)) & (one << kLaneNumbers)) != 0;
+// Bits of the lanes of vector v.
+JEPA_FAST_INLINE vi32 lanes_of(uint64_t bits, int64_t v) {
+  const vi32 one = vi32{} + 1;
+  const uint64_t own = bits >> (kLanes * v) & ((uint64_t{1} << kLanes) - 1);
+  return ((vi32{} + static_cast<int32_t>(own)) & (one << kLaneNumbers)) != 0;
 }
 
 // Scores of keys that the tile's queries do not see become -inf; so do those past the last key.
@@ -53,7 +54,7 @@ JEPA_FAST_INLINE void hide(const Visit& visit, int64_t queries, float* score, in
   }
 }
 
-JEPA_FAST_INLINE float lane_max(f32x16 value) {
+JEPA_FAST_INLINE float lane_max(vf32 value) {
   float largest = value[0];
   for (int i = 1; i < kLanes; ++i) largest = value[i] > largest ? value[i] : largest;
   return largest;
@@ -68,17 +69,17 @@ struct ForwardScratch {
 // The chunk's scores, times `scale`, become probabilities but for their sum; returns the factor for what was summed
 // before.
 JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float scale, float& largest, float& sum) {
-  f32x16 top = load(score);
+  vf32 top = load(score);
   for (int64_t i = kLanes; i < columns; i += kLanes) {
-    const f32x16 x = load(score + i);
+    const vf32 x = load(score + i);
     top = select(x > top, x, top);
   }
   const float before = largest, now = std::max(before, lane_max(top) * scale);
   largest = now;
   const float reference = now == -kInfinity ? 0.0f : now;
-  f32x16 total = {};
+  vf32 total = {};
   for (int64_t i = 0; i < columns; i += kLanes) {
-    const f32x16 p = exp2_of(load(score + i) * scale - reference);
+    const vf32 p = exp2_of(load(score + i) * scale - reference);
     store(score + i, p);
     total += p;
   }
@@ -128,7 +129,7 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
     }
     if constexpr (kValues == 2) {
       if (columns % (2 * kLanes))  // an odd vector is paired with zeros
-        for (int64_t q = 0; q < rows; ++q) store(score + q * kScoreStride + columns, f32x16{});
+        for (int64_t q = 0; q < rows; ++q) store(score + q * kScoreStride + columns, vf32{});
       pair_columns(score, kScoreStride, rows, columns, score, kScoreStride);
     }
     columns = 0;
@@ -142,9 +143,12 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
   }
 }
 
-JEPA_FAST_CLONES void forward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width, float scale,
-                                   const float* query, const float* key_panels, const float* value_rows, float* score,
-                                   float* out, float* largest, float* sum) {
+JEPA_FAST_KERNEL void forward_tile(bool in_pairs, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+                                   float scale, const float* query, const float* key_panels, const float* value_rows,
+                                   float* score, float* out, float* largest, float* sum) {
+  if (in_pairs)
+    return forward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score,
+                                          out, largest, sum);
   forward_tile_of<Float32Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
                                 largest, sum);
 }
@@ -169,7 +173,7 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
   float* slope = s.slope.data();
   std::fill_n(s.grad_query.data(), rows * width, 0.0f);
   for (int64_t q = 0; q < queries; ++q) {
-    f32x16 total = {};
+    vf32 total = {};
     for (int64_t i = 0; i < depth; i += kLanes)
       total = Words::add_products(total, load(s.out.data() + q * depth + i), load(s.grad_out.data() + q * depth + i));
     s.delta[q] = lane_sum(total);
@@ -195,7 +199,7 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
                             panel, slope, kPanel, false);
     for (int64_t q = 0; q < queries; ++q)
       for (int64_t i = q * kPanel; i < q * kPanel + padded; i += kLanes) {
-        const f32x16 p = exp2_of((load(probability + i) * scale - s.lse[q]) - s.lse_rest[q]);
+        const vf32 p = exp2_of((load(probability + i) * scale - s.lse[q]) - s.lse_rest[q]);
         store(probability + i, p);
         store(slope + i, p * (load(slope + i) - s.delta[q]));
       }
@@ -205,7 +209,7 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
     }
     if constexpr (kValues == 2) {
       if (padded % (2 * kLanes))  // an odd vector is paired with zeros
-        for (int64_t q = 0; q < rows; ++q) store(slope + q * kPanel + padded, f32x16{});
+        for (int64_t q = 0; q < rows; ++q) store(slope + q * kPanel + padded, vf32{});
       pair_columns(slope, kPanel, rows, padded, s.slope_columns.data(), kStride);
       pair_rows(slope, kPanel, rows, padded, slope);
       pair_rows(probability, kPanel, rows, padded, probability);
@@ -219,26 +223,14 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
   }
 }
 
-JEPA_FAST_CLONES void backward_tile(const Visits& visits, int64_t queries, int64_t panel, int64_t width, float scale,
-                                    BackwardScratch& s) {
+JEPA_FAST_KERNEL void backward_tile(bool in_pairs, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+                                    float scale, BackwardScratch& s) {
+  if (in_pairs) return backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
   backward_tile_of<Float32Words>(visits, queries, panel, width, scale, s);
 }
 
-JEPA_FAST_BFLOAT16 void forward_tile_in_pairs(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                              float scale, const float* query, const float* key_panels,
-                                              const float* value_rows, float* score, float* out, float* largest,
-                                              float* sum) {
-  forward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
-                                 largest, sum);
-}
-
-JEPA_FAST_BFLOAT16 void backward_tile_in_pairs(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                               float scale, BackwardScratch& s) {
-  backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
-}
-
 // words[rows / 2][columns]: neighbours in a column, from those in a row.
-JEPA_FAST_BFLOAT16 void to_row_pairs(const float* source, int64_t rows, int64_t columns, float* words) {
+JEPA_FAST_KERNEL void to_row_pairs(const float* source, int64_t rows, int64_t columns, float* words) {
   pair_rows_of_words(source, rows, columns, words);
 }
 

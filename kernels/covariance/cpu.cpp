@@ -83,15 +83,15 @@ JEPA_FAST_INLINE void add_rows(const Matrix& a, const Matrix& b, int64_t row, in
     const int64_t end = std::min(first + kTogether, row + rows);
     for (int64_t i = 0; i < columns; i += kLanes) {
       const int64_t count = std::min(kLanes, columns - i);
-      const f32x16 about_a = load(shift[0] + i), about_b = load(shift[1] + i);
-      f32x16 sum_a = load(sum[0] + i), square_a = load(square[0] + i), products = load(product + i);
-      f32x16 sum_b = load(sum[1] + i), square_b = load(square[1] + i), distances = load(distance + i);
+      const vf32 about_a = load(shift[0] + i), about_b = load(shift[1] + i);
+      vf32 sum_a = load(sum[0] + i), square_a = load(square[0] + i), products = load(product + i);
+      vf32 sum_b = load(sum[1] + i), square_b = load(square[1] + i), distances = load(distance + i);
       for (int64_t r = first; r < end; ++r) {
-        const f32x16 x = load(a.at<T>(r, column) + i, count), u = x - about_a;
+        const vf32 x = load(a.at<T>(r, column) + i, count), u = x - about_a;
         sum_a += u;
         square_a += u * u;
         if constexpr (kPair) {
-          const f32x16 y = load(b.at<T>(r, column) + i, count), v = y - about_b, d = x - y;
+          const vf32 y = load(b.at<T>(r, column) + i, count), v = y - about_b, d = x - y;
           sum_b += v;
           square_b += v * v;
           products += u * v;
@@ -130,7 +130,7 @@ JEPA_FAST_INLINE void add_rows(const Matrix& a, const Matrix& b, int64_t row, in
 }
 
 template <bool kPair>
-JEPA_FAST_CLONES void add_rows_of(const Matrix& a, const Matrix& b, int64_t row, int64_t rows, int64_t column,
+JEPA_FAST_KERNEL void add_rows_of(const Matrix& a, const Matrix& b, int64_t row, int64_t rows, int64_t column,
                                   int64_t columns, int64_t features, double* out) {
   switch (a.type) {
     case 0: return add_rows<kPair, float>(a, b, row, rows, column, columns, features, out);
@@ -174,7 +174,7 @@ JEPA_FAST_INLINE void split(const double* mean, int64_t columns, Means& means) {
 }
 
 template <typename T>
-JEPA_FAST_INLINE f32x16 centred(const T* source, const Means& means, int64_t i, int64_t count) {
+JEPA_FAST_INLINE vf32 centred(const T* source, const Means& means, int64_t i, int64_t count) {
   return load(source + i, count) - load(means.high + i) - load(means.low + i);
 }
 
@@ -188,12 +188,12 @@ JEPA_FAST_INLINE void centre(const Matrix& z, const double* mean, const double* 
   for (int64_t r = row; r < row + rows; ++r)
     for (int64_t i = 0; i < columns; i += kLanes) {
       const int64_t count = std::min(kLanes, columns - i);
-      const f32x16 value = centred(z.at<T>(r, column), means, i, count);
+      const vf32 value = centred(z.at<T>(r, column), means, i, count);
       store(out.at<float>(r, column) + i, value * load(factor + i), count);
     }
 }
 
-JEPA_FAST_CLONES void centre_of(const Matrix& z, const double* mean, const double* scale, const Matrix& out,
+JEPA_FAST_KERNEL void centre_of(const Matrix& z, const double* mean, const double* scale, const Matrix& out,
                                 int64_t row, int64_t rows, int64_t column, int64_t columns) {
   switch (z.type) {
     case 0: return centre<float>(z, mean, scale, out, row, rows, column, columns);
@@ -244,9 +244,9 @@ JEPA_FAST_INLINE void finish(const Gradient& g, int64_t row, int64_t rows, int64
     const float diagonal = g.diagonal ? g.diagonal[r] : 0.0f;
     for (int64_t i = 0; i < columns; i += kLanes) {
       const int64_t count = std::min(kLanes, columns - i);
-      f32x16 of_a = load(factor[kOfA] + i);
+      vf32 of_a = load(factor[kOfA] + i);
       if constexpr (kProductThere) of_a += load(factor[kOfDiagonal] + i) * diagonal;
-      f32x16 value = of_a * centred(p_a, means_a, i, count);
+      vf32 value = of_a * centred(p_a, means_a, i, count);
       if constexpr (kProductThere) value += load(factor[kOfProduct] + i) * load(p_product + i, count);
       if constexpr (kPair) {
         value += load(factor[kOfB] + i) * centred(p_b, means_b, i, count);
@@ -266,7 +266,7 @@ JEPA_FAST_INLINE void finish(const Gradient& g, int64_t row, int64_t rows, int64
                   : finish<false, false, T, Out>(g, row, rows, column, columns);
 }
 
-JEPA_FAST_CLONES void finish_of(const Gradient& g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+JEPA_FAST_KERNEL void finish_of(const Gradient& g, int64_t row, int64_t rows, int64_t column, int64_t columns) {
   switch (g.a.type) {
     case 0: return finish<float, float>(g, row, rows, column, columns);
     case 1: return finish<bfloat16, bfloat16>(g, row, rows, column, columns);
@@ -320,10 +320,10 @@ JEPA_FAST_INLINE void column_dots(const Dots& d, int64_t column, int64_t columns
       const int64_t end = std::min({first + kTogether, row + kRows, d.rows});
       for (int64_t i = 0; i < columns; i += kLanes) {
         const int64_t count = std::min(kLanes, columns - i);
-        f32x16 total = load(sum + i);
+        vf32 total = load(sum + i);
         for (int64_t r = first; r < end; ++r) {
-          const f32x16 value = centred(d.z.at<T>(r, column), means, i, count);
-          const f32x16 on_diagonal = load(scale + i) * (d.diagonal ? d.diagonal[r] : 0.0f) * value;
+          const vf32 value = centred(d.z.at<T>(r, column), means, i, count);
+          const vf32 on_diagonal = load(scale + i) * (d.diagonal ? d.diagonal[r] : 0.0f) * value;
           total += (load(d.product.at<float>(r, column) + i, count) + on_diagonal) * value;
         }
         store(sum + i, total);
@@ -333,7 +333,7 @@ JEPA_FAST_INLINE void column_dots(const Dots& d, int64_t column, int64_t columns
   }
 }
 
-JEPA_FAST_CLONES void column_dots_of(const Dots& d, int64_t column, int64_t columns, double* out) {
+JEPA_FAST_KERNEL void column_dots_of(const Dots& d, int64_t column, int64_t columns, double* out) {
   switch (d.z.type) {
     case 0: return column_dots<float>(d, column, columns, out);
     case 1: return column_dots<bfloat16>(d, column, columns, out);
@@ -355,10 +355,10 @@ void covariance_column_dots(TensorView product, Optional<TensorView> diagonal, O
   }
 }
 
-JEPA_FAST_CLONES double dot_of(const float* a, const float* b, int64_t size) {
+JEPA_FAST_KERNEL double dot_of(const float* a, const float* b, int64_t size) {
   double total = 0.0;
   for (int64_t start = 0; start < size; start += kColumns) {
-    f32x16 sum[2] = {};
+    vf32 sum[2] = {};
     const int64_t end = std::min(start + kColumns, size);
     for (int64_t i = start; i < end; i += kLanes) {
       const int64_t count = std::min(kLanes, end - i);

@@ -72,7 +72,7 @@ struct Room {
   explicit Room(int64_t rows) : panel(kDepth * kPanel), edge(rows * kPanel) {}
 };
 
-JEPA_FAST_CLONES void multiply_task(const View& a, const View& b, const View& out, int64_t column, int64_t row,
+JEPA_FAST_KERNEL void multiply_task(const View& a, const View& b, const View& out, int64_t column, int64_t row,
                                     int64_t rows, Room& room) {
   const int64_t columns = std::min(kPanel, b.columns - column);
   for (int64_t k = 0; k < b.rows; k += kDepth) {
@@ -84,7 +84,7 @@ JEPA_FAST_CLONES void multiply_task(const View& a, const View& b, const View& ou
 }
 
 // Rows of the columns' panel of XX', none above the panel's diagonal, added to `out` there and across the diagonal.
-JEPA_FAST_CLONES void add_square_task(const View& x, const View& out, int64_t column, int64_t row, int64_t rows,
+JEPA_FAST_KERNEL void add_square_task(const View& x, const View& out, int64_t column, int64_t row, int64_t rows,
                                       Room& room) {
   const int64_t columns = std::min(kPanel, x.rows - column);
   float* place = out.data + row * out.stride + column;
@@ -143,7 +143,7 @@ void covariance_add_square(TensorView x, TensorView out, int64_t threads) {
   });
 }
 
-bool covariance_has_products() { return cpu_has_avx512(); }
+bool covariance_has_products() { return kLanes == 16; }
 
 }  // namespace
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gaussian.h"
+#include "types.h"
 
 namespace {
 
@@ -20,22 +21,6 @@ using tvm::ffi::TensorView;
 constexpr int64_t kMostParts = 64, kFewestRows = 16;
 constexpr int64_t kBlock = 1 << 12;  // values that a thread takes at a time
 
-int64_t type_number(TensorView tensor) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return 0;
-  return type.code == kDLBfloat ? 1 : 2;
-}
-
-// Calls body with a value of the storage type that has this number.
-template <typename Body>
-JEPA_FAST_INLINE void with_type(int64_t number, const Body& body) {
-  switch (number) {
-    case 0: return body(float{});
-    case 1: return body(bfloat16{});
-    default: return body(float16{});
-  }
-}
-
 // Calls body(i, count) for every vector of `size` values.
 template <typename Body>
 JEPA_FAST_INLINE void each_vector(int64_t size, const Body& body) {
@@ -44,13 +29,13 @@ JEPA_FAST_INLINE void each_vector(int64_t size, const Body& body) {
   if (i < size) body(i, size - i);
 }
 
-JEPA_FAST_CLONES void forward_block(int64_t type, const void* before, void* after, int64_t first, int64_t size) {
+JEPA_FAST_KERNEL void forward_block(int64_t type, const void* before, void* after, int64_t first, int64_t size) {
   with_type(type, [&](auto value) __attribute__((always_inline)) {
     using T = decltype(value);
     const T* x = static_cast<const T*>(before) + first;
     T* out = static_cast<T*>(after) + first;
     each_vector(size, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const f32x16 b = load(x + i, count);
+      const vf32 b = load(x + i, count);
       store(out + i, b * gaussian(b).below, count);
     });
   });
@@ -60,16 +45,16 @@ JEPA_FAST_CLONES void forward_block(int64_t type, const void* before, void* afte
 template <bool kAfter, typename T>
 JEPA_FAST_INLINE void backward_row(T* grad, T* before, float* sums, int64_t features) {
   each_vector(features, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const f32x16 x = load(before + i, count);
+    const vf32 x = load(before + i, count);
     const Gaussian g = gaussian(x);
-    const f32x16 slope = load(grad + i, count) * (g.below + x * g.density);
+    const vf32 slope = load(grad + i, count) * (g.below + x * g.density);
     store(sums + i, load(sums + i) + slope);
     store(grad + i, slope, count);
     if constexpr (kAfter) store(before + i, x * g.below, count);
   });
 }
 
-JEPA_FAST_CLONES void backward_rows(int64_t type, void* grad, void* before, bool after, int64_t first, int64_t last,
+JEPA_FAST_KERNEL void backward_rows(int64_t type, void* grad, void* before, bool after, int64_t first, int64_t last,
                                     int64_t features, float* sums) {
   with_type(type, [&](auto value) __attribute__((always_inline)) {
     using T = decltype(value);

@@ -9,7 +9,7 @@
 #include <cmath>
 #include <vector>
 
-#include "simd.h"
+#include "types.h"
 
 namespace {
 
@@ -43,36 +43,36 @@ struct RowStatistics {
 template <typename Target>
 JEPA_FAST_INLINE RowStatistics row_statistics(const Target* row, int64_t features, float eps) {
   // Four accumulators hide the latency of the additions.
-  f32x16 sum[4] = {};
+  vf32 sum[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= features; i += 4 * kLanes)
     for (int j = 0; j < 4; ++j) sum[j] += load(row + i + j * kLanes);
   for (; i < features; i += kLanes) sum[0] += load(row + i, std::min(kLanes, features - i));
   const float mean = lane_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<float>(features);
 
-  f32x16 square[4] = {};
+  vf32 square[4] = {};
   for (i = 0; i + 4 * kLanes <= features; i += 4 * kLanes)
     for (int j = 0; j < 4; ++j) {
-      const f32x16 centred = load(row + i + j * kLanes) - mean;
+      const vf32 centred = load(row + i + j * kLanes) - mean;
       square[j] += centred * centred;
     }
   for (; i < features; i += kLanes) {
     const int64_t count = std::min(kLanes, features - i);
-    const f32x16 centred = load(row + i, count) - mean;
-    square[0] += select(kLaneNumbers < static_cast<int32_t>(count), centred * centred, f32x16{});
+    const vf32 centred = load(row + i, count) - mean;
+    square[0] += select(kLaneNumbers < static_cast<int32_t>(count), centred * centred, vf32{});
   }
   const float variance = lane_sum((square[0] + square[1]) + (square[2] + square[3])) / static_cast<float>(features);
   return {mean, 1.0f / std::sqrt(variance + eps)};
 }
 
-JEPA_FAST_INLINE f32x16 penalty_of(f32x16 difference, const Penalty& p) {
-  const f32x16 size = absolute(difference);
+JEPA_FAST_INLINE vf32 penalty_of(vf32 difference, const Penalty& p) {
+  const vf32 size = absolute(difference);
   return select(size < p.beta, size * size * p.quadratic, size - p.offset);
 }
 
 // Lanes that are not a number take the quadratic branch and stay so.
-JEPA_FAST_INLINE f32x16 penalty_slope(f32x16 difference, const Penalty& p) {
-  const f32x16 sign = select(difference > 0.0f, broadcast(1.0f), select(difference < 0.0f, broadcast(-1.0f), f32x16{}));
+JEPA_FAST_INLINE vf32 penalty_slope(vf32 difference, const Penalty& p) {
+  const vf32 sign = select(difference > 0.0f, broadcast(1.0f), select(difference < 0.0f, broadcast(-1.0f), vf32{}));
   return select(absolute(difference) > p.beta, sign, difference * (2.0f * p.quadratic));
 }
 
@@ -98,18 +98,18 @@ JEPA_FAST_INLINE float row_loss(const Operands& o, int64_t row, float scale, voi
   const RowStatistics t = o.normalize ? row_statistics(target, o.features, o.eps) : RowStatistics{0.0f, 1.0f};
   Prediction* out = static_cast<Prediction*>(gradient) + row * o.features;
 
-  f32x16 sum[2] = {};
+  vf32 sum[2] = {};
   int64_t i = 0;
   for (; i + 2 * kLanes <= o.features; i += 2 * kLanes)
     for (int64_t j = i; j < i + 2 * kLanes; j += kLanes) {
-      const f32x16 difference = load(prediction + j) - (load(target + j) - t.mean) * t.rstd;
+      const vf32 difference = load(prediction + j) - (load(target + j) - t.mean) * t.rstd;
       sum[(j - i) / kLanes] += penalty_of(difference, o.penalty);
       if constexpr (kGradient) store(out + j, penalty_slope(difference, o.penalty) * scale);
     }
   for (; i < o.features; i += kLanes) {
     const int64_t count = std::min(kLanes, o.features - i);
-    const f32x16 difference = load(prediction + i, count) - (load(target + i, count) - t.mean) * t.rstd;
-    sum[0] += select(kLaneNumbers < static_cast<int32_t>(count), penalty_of(difference, o.penalty), f32x16{});
+    const vf32 difference = load(prediction + i, count) - (load(target + i, count) - t.mean) * t.rstd;
+    sum[0] += select(kLaneNumbers < static_cast<int32_t>(count), penalty_of(difference, o.penalty), vf32{});
     if constexpr (kGradient) store(out + i, penalty_slope(difference, o.penalty) * scale, count);
   }
   return lane_sum(sum[0] + sum[1]);
@@ -122,7 +122,7 @@ JEPA_FAST_INLINE float row_loss(const Operands& o, int64_t row, float scale, voi
 }
 
 // Storage types are numbered float 0, bfloat16 1, float16 2 and combined as 3 * prediction + target.
-JEPA_FAST_CLONES float row_loss_of(int64_t types, const Operands& o, int64_t row, float scale, void* gradient) {
+JEPA_FAST_KERNEL float row_loss_of(int64_t types, const Operands& o, int64_t row, float scale, void* gradient) {
   switch (types) {
     case 0: return row_loss<float, float>(o, row, scale, gradient);
     case 1: return row_loss<float, bfloat16>(o, row, scale, gradient);
@@ -134,12 +134,6 @@ JEPA_FAST_CLONES float row_loss_of(int64_t types, const Operands& o, int64_t row
     case 7: return row_loss<float16, bfloat16>(o, row, scale, gradient);
     default: return row_loss<float16, float16>(o, row, scale, gradient);
   }
-}
-
-int64_t type_number(TensorView tensor) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return 0;
-  return type.code == kDLBfloat ? 1 : 2;
 }
 
 // loss: float32 [], receives the mean penalty. gradient: null, or contiguous and of prediction's type, receives

@@ -16,7 +16,7 @@ using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
-constexpr int64_t kRowsOfCall = 32;  // of forward_pairs: enough that choosing the clone costs nothing
+constexpr int64_t kRowsOfCall = 32;  // of forward_pairs: enough that the choice in it costs nothing
 // Parts of the rows whose sums are formed apart: they depend on the shape alone, not on the number of threads.
 constexpr int64_t kMostParts = 256, kFewestRows = 32;
 
@@ -27,15 +27,15 @@ struct Work {
   int64_t stride;
 };
 
-// A step of a row's work is a function of its own, cloned for each instruction set: all steps in one, for all types of
-// tensors, made eight megabytes of code. What passes between them stays in L1 cache. Rows are taken one by one: in
+// A step of a row's work is a function of its own: all steps in one, for all types of tensors, made eight megabytes of
+// code. What passes between them stays in L1 cache. Rows are taken one by one: in
 // groups of four their sums overlap better, but the memory's streams pause, and the whole took 1.7 times as long.
 // Pointers are copied to locals first: for all the compiler knows a store could change the ones in a structure.
 
 // ---- forward --------------------------------------------------------------------------------------------------
 
 // The branch with its factors to `values`.
-JEPA_FAST_CLONES void scale_update(const Forward& f, int64_t i, float* values) {
+JEPA_FAST_KERNEL void scale_update(const Forward& f, int64_t i, float* values) {
   const float *bias = f.factors.bias, *scale = f.factors.scale, drop = f.factors.drop[i / f.update.tokens];
   with_type(f.update.type, [&](auto type) __attribute__((always_inline)) {
     const auto* update = row_of<const decltype(type)>(f.update, i);
@@ -51,16 +51,16 @@ template <typename Residual, typename Added>
 JEPA_FAST_INLINE float add_row(const Forward& f, int64_t i, float* values, const Added& added) {
   const Residual* residual = row_of<const Residual>(f.residual, i);
   Residual* out = row_of<Residual>(f.new_residual, i);
-  f32x16 sums[4] = {};
+  vf32 sums[4] = {};
   each_vector_of_sum(f.features, [&](int64_t d, int64_t count, int64_t k) __attribute__((always_inline)) {
-    const f32x16 value = store_rounded(out + d, load(residual + d, count) + added(d, count), count);
+    const vf32 value = store_rounded(out + d, load(residual + d, count) + added(d, count), count);
     store(values + d, value);
     sums[k] += value;
   });
   return total(sums);
 }
 
-JEPA_FAST_CLONES float add_update(const Forward& f, int64_t i, float* values) {
+JEPA_FAST_KERNEL float add_update(const Forward& f, int64_t i, float* values) {
   float sum = 0.0f;
   with_type(f.residual.type, [&](auto residual) __attribute__((always_inline)) {
     with_type(f.update.type, [&](auto type) __attribute__((always_inline)) {
@@ -73,7 +73,7 @@ JEPA_FAST_CLONES float add_update(const Forward& f, int64_t i, float* values) {
   return sum;
 }
 
-JEPA_FAST_CLONES float add_values(const Forward& f, int64_t i, float* values) {
+JEPA_FAST_KERNEL float add_values(const Forward& f, int64_t i, float* values) {
   float sum = 0.0f;
   with_type(f.residual.type, [&](auto residual) __attribute__((always_inline)) {
     sum = add_row<decltype(residual)>(f, i, values, [&](int64_t d, int64_t) __attribute__((always_inline)) {
@@ -84,12 +84,12 @@ JEPA_FAST_CLONES float add_values(const Forward& f, int64_t i, float* values) {
 }
 
 // The row as it is to `values`; returns its sum.
-JEPA_FAST_CLONES float read_row(const Forward& f, int64_t i, float* values) {
-  f32x16 sums[4] = {};
+JEPA_FAST_KERNEL float read_row(const Forward& f, int64_t i, float* values) {
+  vf32 sums[4] = {};
   with_type(f.residual.type, [&](auto type) __attribute__((always_inline)) {
     const auto* residual = row_of<const decltype(type)>(f.residual, i);
     each_vector_of_sum(f.features, [&](int64_t d, int64_t count, int64_t k) __attribute__((always_inline)) {
-      const f32x16 value = load(residual + d, count);
+      const vf32 value = load(residual + d, count);
       store(values + d, value);
       sums[k] += value;
     });
@@ -97,11 +97,11 @@ JEPA_FAST_CLONES float read_row(const Forward& f, int64_t i, float* values) {
   return total(sums);
 }
 
-JEPA_FAST_CLONES void normalize(const Forward& f, int64_t i, const float* values, float sum) {
+JEPA_FAST_KERNEL void normalize(const Forward& f, int64_t i, const float* values, float sum) {
   const float mean = sum / static_cast<float>(f.features);
-  f32x16 squares[4] = {};
+  vf32 squares[4] = {};
   each_vector_of_sum(f.features, [&](int64_t d, int64_t count, int64_t k) __attribute__((always_inline)) {
-    const f32x16 centred = first_lanes(load(values + d) - mean, count);
+    const vf32 centred = first_lanes(load(values + d) - mean, count);
     squares[k] += centred * centred;
   });
   const float rstd = 1.0f / std::sqrt(total(squares) / static_cast<float>(f.features) + f.eps);
@@ -135,17 +135,17 @@ struct Means {
 };
 
 // z and weight * gradient to `work`; the gradients of weight and bias to its sums.
-JEPA_FAST_CLONES Means weigh(const Backward& b, int64_t i, const Work& work) {
+JEPA_FAST_KERNEL Means weigh(const Backward& b, int64_t i, const Work& work) {
   const float mean = b.mean[i], rstd = b.rstd[i], *weight = b.weight;
   float *values = work.values, *zs = work.z, *weight_sums = work.sums, *bias_sums = work.sums + work.stride;
-  f32x16 products[4] = {}, gradients[4] = {};
+  vf32 products[4] = {}, gradients[4] = {};
   with_type(b.residual.type, [&](auto residual) __attribute__((always_inline)) {
     with_type(b.grad_normalized.type, [&](auto type) __attribute__((always_inline)) {
       const auto* x = row_of<const decltype(residual)>(b.residual, i);
       const auto* gradient = row_of<const decltype(type)>(b.grad_normalized, i);
       each_vector_of_sum(b.features, [&](int64_t d, int64_t count, int64_t k) __attribute__((always_inline)) {
-        const f32x16 z = (load(x + d, count) - mean) * rstd, g = load(gradient + d, count);
-        const f32x16 weighted = g * load(weight + d, count);
+        const vf32 z = (load(x + d, count) - mean) * rstd, g = load(gradient + d, count);
+        const vf32 weighted = g * load(weight + d, count);
         store(weight_sums + d, load(weight_sums + d) + g * z);
         store(bias_sums + d, load(bias_sums + d) + g);
         products[k] += weighted * z;
@@ -166,8 +166,8 @@ JEPA_FAST_INLINE void residual_row(const Backward& b, int64_t i, const Work& wor
   float *values = work.values, *z = work.z;
   const float rstd = b.rstd[i];
   each_vector(b.features, [&](int64_t d, int64_t count) __attribute__((always_inline)) {
-    const f32x16 own = (load(values + d) - means.gradient - load(z + d) * means.product) * rstd;
-    const f32x16 g = stream(own, d, count);
+    const vf32 own = (load(values + d) - means.gradient - load(z + d) * means.product) * rstd;
+    const vf32 g = stream(own, d, count);
     store(out + d, g, count);
     if constexpr (kKeep) store(values + d, g);
   });
@@ -180,26 +180,26 @@ JEPA_FAST_INLINE void residual_gradient_any(const Backward& b, int64_t i, const 
     if (b.grad_new_residual.data) {
       const Residual* stream = row_of<const Residual>(b.grad_new_residual, i);
       residual_row<kKeep, Residual>(
-          b, i, work, means, [&](f32x16 own, int64_t d, int64_t count) __attribute__((always_inline)) {
+          b, i, work, means, [&](vf32 own, int64_t d, int64_t count) __attribute__((always_inline)) {
             return own + load(stream + d, count);
           });
     } else {
-      residual_row<kKeep, Residual>(b, i, work, means, [](f32x16 own, int64_t, int64_t) __attribute__((
+      residual_row<kKeep, Residual>(b, i, work, means, [](vf32 own, int64_t, int64_t) __attribute__((
                                                            always_inline)) { return own; });
     }
   });
 }
 
-JEPA_FAST_CLONES void residual_gradient(const Backward& b, int64_t i, const Work& work, Means means) {
+JEPA_FAST_KERNEL void residual_gradient(const Backward& b, int64_t i, const Work& work, Means means) {
   residual_gradient_any<false>(b, i, work, means);
 }
 
-JEPA_FAST_CLONES void residual_gradient_kept(const Backward& b, int64_t i, const Work& work, Means means) {
+JEPA_FAST_KERNEL void residual_gradient_kept(const Backward& b, int64_t i, const Work& work, Means means) {
   residual_gradient_any<true>(b, i, work, means);
 }
 
 // The gradient of the update from that of the residual.
-JEPA_FAST_CLONES void update_gradient(const Backward& b, int64_t i, const float* values) {
+JEPA_FAST_KERNEL void update_gradient(const Backward& b, int64_t i, const float* values) {
   with_type(b.grad_update.type, [&](auto type) __attribute__((always_inline)) {
     auto* out = row_of<decltype(type)>(b.grad_update, i);
     if (b.factors.scale) {
@@ -216,7 +216,7 @@ JEPA_FAST_CLONES void update_gradient(const Backward& b, int64_t i, const float*
 }
 
 // The sums for the gradients of the branch's bias and of layer_scale.
-JEPA_FAST_CLONES void branch_sums(const Backward& b, int64_t i, const Work& work) {
+JEPA_FAST_KERNEL void branch_sums(const Backward& b, int64_t i, const Work& work) {
   float *sums = work.sums + 2 * work.stride, *values = work.values;
   const float *scale = b.factors.scale, *bias = b.factors.bias, drop = b.factors.drop[i / b.residual.tokens];
   if (b.sums_bias) {
@@ -229,7 +229,7 @@ JEPA_FAST_CLONES void branch_sums(const Backward& b, int64_t i, const Work& work
   with_type(b.update.type, [&](auto type) __attribute__((always_inline)) {
     const auto* update = row_of<const decltype(type)>(b.update, i);
     each_vector(b.features, [&](int64_t d, int64_t count) __attribute__((always_inline)) {
-      const f32x16 biased = load(update + d, count) + load(bias + d, count);
+      const vf32 biased = load(update + d, count) + load(bias + d, count);
       store(sums + d, load(sums + d) + load(values + d) * (biased * drop));
     });
   });
@@ -244,9 +244,9 @@ void backward_row(const Backward& b, int64_t i, const Work& work) {
 }
 
 // out[d] = the sum over parts, in their order.
-JEPA_FAST_CLONES void add_parts(const float* parts, int64_t count, int64_t stride, float* out, int64_t features) {
+JEPA_FAST_KERNEL void add_parts(const float* parts, int64_t count, int64_t stride, float* out, int64_t features) {
   each_vector(features, [&](int64_t d, int64_t lanes) __attribute__((always_inline)) {
-    f32x16 sum = {};
+    vf32 sum = {};
     for (int64_t part = 0; part < count; ++part) sum += load(parts + part * stride + d);
     store(out + d, sum, lanes);
   });
@@ -259,10 +259,9 @@ void forward_in_pairs(const Forward& f, int64_t threads) {
   float *weight = vectors.data, *bias = vectors.data + f.features;
   to_pairs(f.weight, weight, f.features);
   to_pairs(f.bias, bias, f.features);
-  const auto rows = f.residual.type == 1 && cpu_has_bfloat16() ? forward_pairs_by_cpu : forward_pairs;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (f.rows * f.features > kParallelFrom)
   for (int64_t first = 0; first < f.rows; first += kRowsOfCall)
-    rows(f, first, std::min(first + kRowsOfCall, f.rows), weight, bias);
+    forward_pairs(f, first, std::min(first + kRowsOfCall, f.rows), weight, bias);
 }
 
 // partial: [parts][2][D], the sums for weight and bias; out: [2][D].
@@ -271,10 +270,10 @@ void backward_in_pairs(const Backward& b, int64_t rows_of_part, int64_t parts, f
   const Floats vectors(2 * b.features);
   float *weight = vectors.data, *sum = vectors.data + b.features;
   to_pairs(b.weight, weight, b.features);
-  const auto rows = b.residual.type == 1 && cpu_has_bfloat16() ? backward_pairs_by_cpu : backward_pairs;
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(static) if (b.rows * b.features > kParallelFrom)
   for (int64_t part = 0; part < parts; ++part)
-    rows(b, part * rows_of_part, std::min((part + 1) * rows_of_part, b.rows), weight, partial + part * 2 * b.features);
+    backward_pairs(b, part * rows_of_part, std::min((part + 1) * rows_of_part, b.rows), weight,
+                   partial + part * 2 * b.features);
   for (int64_t kind = 0; kind < 2; ++kind) {
     add_parts(partial + kind * b.features, parts, 2 * b.features, sum, b.features);
     from_pairs(sum, out + kind * b.features, b.features);

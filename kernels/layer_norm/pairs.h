@@ -1,7 +1,7 @@
 // Rows that are all of one 16-bit type, two neighbours to a 32-bit lane.
 //
-// Widening sixteen values to sixteen floats in their order costs shuffles, and narrowing them more. The even and the
-// odd values of 32 need none: they are the low and the high halves of the lanes. So these loops work on vectors of even
+// Widening a vector of values to floats in their order costs shuffles, and narrowing them more. The even and the
+// odd values of two vectors need none: they are the low and the high halves of the lanes. So these loops work on vectors of even
 // and of odd values, and what meets them (weight, bias, sums) is held in that order, kPair values at a time.
 #pragma once
 
@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kPair = 2 * kLanes;
 
 struct Pair {
-  f32x16 even, odd;
+  vf32 even, odd;
 };
 
 JEPA_FAST_INLINE Pair operator+(Pair a, Pair b) { return {a.even + b.even, a.odd + b.odd}; }
@@ -23,24 +23,24 @@ JEPA_FAST_INLINE Pair operator*(Pair a, Pair b) { return {a.even * b.even, a.odd
 JEPA_FAST_INLINE Pair operator-(Pair a, float b) { return {a.even - b, a.odd - b}; }
 JEPA_FAST_INLINE Pair operator*(Pair a, float b) { return {a.even * b, a.odd * b}; }
 
-JEPA_FAST_INLINE Pair split(u32x16 bits, bfloat16) { return {as_float(bits << 16), as_float(bits & 0xffff0000u)}; }
-JEPA_FAST_INLINE Pair split(u32x16 bits, float16) {
+JEPA_FAST_INLINE Pair split(vu32 bits, bfloat16) { return {as_float(bits << 16), as_float(bits & 0xffff0000u)}; }
+JEPA_FAST_INLINE Pair split(vu32 bits, float16) {
   return {widen_lanes(bits & 0xffffu, float16{}), widen_lanes(bits >> 16, float16{})};
 }
 
-JEPA_FAST_INLINE u32x16 join(Pair x, bfloat16) {
+JEPA_FAST_INLINE vu32 join(Pair x, bfloat16) {
   return (rounded_to_bfloat16(x.even) >> 16) | (rounded_to_bfloat16(x.odd) & 0xffff0000u);
 }
-// bfloat16 in functions marked JEPA_FAST_BFLOAT16: 2.3 in the place of 2.6 ms of [8192, 384] (Zen 4, one thread).
+// bfloat16 where cpu_has_bfloat16(): 2.3 in the place of 2.6 ms of [8192, 384] (Zen 4, one thread).
 struct RoundedByCPU : bfloat16 {};
-JEPA_FAST_INLINE u32x16 join(Pair x, RoundedByCPU) { return rounded_in_pairs(x.even, x.odd); }
-JEPA_FAST_INLINE u32x16 join(Pair x, float16) {
+JEPA_FAST_INLINE vu32 join(Pair x, RoundedByCPU) { return rounded_in_pairs(x.even, x.odd); }
+JEPA_FAST_INLINE vu32 join(Pair x, float16) {
   return narrow_lanes(x.even, float16{}) | (narrow_lanes(x.odd, float16{}) << 16);
 }
 
 template <typename T>
 JEPA_FAST_INLINE Pair load_pair(const T* source) {
-  u32x16 bits;
+  vu32 bits;
   std::memcpy(&bits, source, sizeof(bits));
   return split(bits, T{});
 }
@@ -55,7 +55,7 @@ JEPA_FAST_INLINE void store_pair(float* target, Pair x) {
 // Returns the values as they are read back.
 template <typename T>
 JEPA_FAST_INLINE Pair store_pair(T* target, Pair x) {
-  const u32x16 bits = join(x, T{});
+  const vu32 bits = join(x, T{});
   std::memcpy(target, &bits, sizeof(bits));
   return split(bits, T{});
 }
@@ -158,25 +158,19 @@ inline void from_pairs(const float* source, float* target, int64_t features) {
 }
 
 // Rows [first, last). weight, bias: in pair order, as are the sums [2][D] below, those for weight and for bias.
-JEPA_FAST_CLONES void forward_pairs(const Forward& f, int64_t first, int64_t last, const float* weight,
+JEPA_FAST_KERNEL void forward_pairs(const Forward& f, int64_t first, int64_t last, const float* weight,
                                     const float* bias) {
+  if (f.residual.type == 1 && cpu_has_bfloat16())
+    return forward_pairs_of<RoundedByCPU>(f, first, last, weight, bias);
   if (f.residual.type == 1) return forward_pairs_of<bfloat16>(f, first, last, weight, bias);
   forward_pairs_of<float16>(f, first, last, weight, bias);
 }
 
-JEPA_FAST_BFLOAT16 void forward_pairs_by_cpu(const Forward& f, int64_t first, int64_t last, const float* weight,
-                                             const float* bias) {
-  forward_pairs_of<RoundedByCPU>(f, first, last, weight, bias);
-}
-
-JEPA_FAST_CLONES void backward_pairs(const Backward& b, int64_t first, int64_t last, const float* weight, float* sums) {
+JEPA_FAST_KERNEL void backward_pairs(const Backward& b, int64_t first, int64_t last, const float* weight, float* sums) {
+  if (b.residual.type == 1 && cpu_has_bfloat16())
+    return backward_pairs_of<RoundedByCPU>(b, first, last, weight, sums);
   if (b.residual.type == 1) return backward_pairs_of<bfloat16>(b, first, last, weight, sums);
   backward_pairs_of<float16>(b, first, last, weight, sums);
-}
-
-JEPA_FAST_BFLOAT16 void backward_pairs_by_cpu(const Backward& b, int64_t first, int64_t last, const float* weight,
-                                              float* sums) {
-  backward_pairs_of<RoundedByCPU>(b, first, last, weight, sums);
 }
 
 }  // namespace

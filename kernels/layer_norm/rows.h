@@ -6,19 +6,13 @@
 
 #include <vector>
 
-#include "simd.h"
+#include "types.h"
 
 namespace {
 
 using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
-
-inline int64_t type_number(TensorView tensor) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return 0;
-  return type.code == kDLBfloat ? 1 : 2;
-}
 
 // [B, N, D] with a contiguous last dimension; data is null for a tensor that is not there.
 struct Rows {
@@ -60,16 +54,6 @@ JEPA_FAST_INLINE T* row_of(const Rows& x, int64_t i) {
   return static_cast<T*>(x.data) + i / x.tokens * x.strides[0] + i % x.tokens * x.strides[1];
 }
 
-// Calls body with a value of the storage type that has this number.
-template <typename Body>
-JEPA_FAST_INLINE void with_type(int64_t number, const Body& body) {
-  switch (number) {
-    case 0: return body(float{});
-    case 1: return body(bfloat16{});
-    default: return body(float16{});
-  }
-}
-
 // Calls body(d, count) for every vector of a row: its first element, and how many it has.
 template <typename Body>
 JEPA_FAST_INLINE void each_vector(int64_t features, const Body& body) {
@@ -88,20 +72,20 @@ JEPA_FAST_INLINE void each_vector_of_sum(int64_t features, const Body& body) {
   if (d < features) body(d, features - d, int64_t{0});
 }
 
-JEPA_FAST_INLINE float total(const f32x16 (&sums)[4]) { return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3])); }
+JEPA_FAST_INLINE float total(const vf32 (&sums)[4]) { return lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3])); }
 
-JEPA_FAST_INLINE f32x16 first_lanes(f32x16 value, int64_t count) {
-  return select(kLaneNumbers < static_cast<int32_t>(count), value, f32x16{});
+JEPA_FAST_INLINE vf32 first_lanes(vf32 value, int64_t count) {
+  return select(kLaneNumbers < static_cast<int32_t>(count), value, vf32{});
 }
 
 // Stores and returns the value as it is read back.
 template <typename T>
-JEPA_FAST_INLINE f32x16 store_rounded(T* target, f32x16 value, int64_t count) {
+JEPA_FAST_INLINE vf32 store_rounded(T* target, vf32 value, int64_t count) {
   if constexpr (std::is_same_v<T, float>) {
     store(target, value, count);
     return value;
   } else {
-    const u16x16 bits = narrow(value, T{});
+    const vu16 bits = narrow(value, T{});
     std::memcpy(target, &bits, count * sizeof(T));
     return widen(bits, T{});
   }
@@ -111,7 +95,7 @@ JEPA_FAST_INLINE f32x16 store_rounded(T* target, f32x16 value, int64_t count) {
 struct Floats {
   std::vector<float> memory;
   float* data;
-  explicit Floats(int64_t count) : memory(count + kLanes) {
+  explicit Floats(int64_t count) : memory(count + kCacheLine / sizeof(float)) {
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     data = memory.data() + (kCacheLine - address % kCacheLine) % kCacheLine / sizeof(float);
   }

@@ -14,7 +14,7 @@ using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
-typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef uint8_t vu8 __attribute__((vector_size(JEPA_FAST_LANES)));
 
 // Storage types are numbered float 0, bfloat16 1, float16 2, uint8 3.
 int64_t type_number(TensorView tensor) {
@@ -27,11 +27,11 @@ int64_t type_number(TensorView tensor) {
 constexpr int64_t kTypeBytes[] = {4, 2, 2, 1};
 
 template <typename T>
-JEPA_FAST_INLINE f32x16 load_pixels(const T* source, int64_t count) {
+JEPA_FAST_INLINE vf32 load_pixels(const T* source, int64_t count) {
   if constexpr (std::is_same_v<T, uint8_t>) {
-    u8x16 bytes = {};
+    vu8 bytes = {};
     std::memcpy(&bytes, source, count);
-    return __builtin_convertvector(bytes, f32x16);
+    return __builtin_convertvector(bytes, vf32);
   } else {
     return load(source, count);
   }
@@ -59,7 +59,7 @@ JEPA_FAST_INLINE void copy_patch(const Grid& g, const In* x, const float* scale,
         }
         for (int64_t i = 0; i < width; i += kLanes) {
           const int64_t count = std::min(kLanes, width - i);
-          f32x16 value = load_pixels(line + i, count);
+          vf32 value = load_pixels(line + i, count);
           if (scale) value = value * scale[c] + shift[c];
           store(out + i, value, count);
         }
@@ -87,7 +87,7 @@ JEPA_FAST_INLINE void copy_patch_from(int64_t to, const Grid& g, const In* x, co
   }
 }
 
-JEPA_FAST_CLONES void copy_patch_of(int64_t in, int64_t to, const Grid& g, const void* x, const float* scale,
+JEPA_FAST_KERNEL void copy_patch_of(int64_t in, int64_t to, const Grid& g, const void* x, const float* scale,
                                     const float* shift, void* out) {
   switch (in) {
     case 0: return copy_patch_from(to, g, static_cast<const float*>(x), scale, shift, out);
@@ -102,7 +102,7 @@ template <typename Base, typename Out>
 JEPA_FAST_INLINE void add_position(const Base* base, const float* position, Out* out, int64_t features) {
   for (int64_t i = 0; i < features; i += kLanes) {
     const int64_t count = std::min(kLanes, features - i);
-    const f32x16 value = load(position + i, count);
+    const vf32 value = load(position + i, count);
     store(out + i, base ? load(base + i, count) + value : value, count);
   }
 }
@@ -117,7 +117,7 @@ JEPA_FAST_INLINE void add_position_to(int64_t to, const Base* base, const float*
   }
 }
 
-JEPA_FAST_CLONES void add_position_of(int64_t in, int64_t to, const void* base, const float* position, void* out,
+JEPA_FAST_KERNEL void add_position_of(int64_t in, int64_t to, const void* base, const float* position, void* out,
                                       int64_t features) {
   switch (in) {
     case 0: return add_position_to(to, static_cast<const float*>(base), position, out, features);

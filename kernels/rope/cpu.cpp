@@ -7,6 +7,7 @@
 #include <tvm/ffi/optional.h>
 
 #include "rotate.h"
+#include "types.h"
 
 namespace {
 
@@ -20,13 +21,13 @@ JEPA_FAST_INLINE void rotate_token(const T* x, int64_t head_stride, T* out, int6
                                    const float* cosine, const float* sine, bool transposed) {
   int64_t i = 0;
   for (; i + kLanes <= dim; i += kLanes) {
-    const f32x16 c = load(cosine + i), s = load(sine + i);
+    const vf32 c = load(cosine + i), s = load(sine + i);
     for (int64_t h = 0; h < heads; ++h)
       store(out + h * dim + i, rotated(load(x + h * head_stride + i), c, s, transposed));
   }
   if (i < dim) {
     const int64_t rest = dim - i;
-    const f32x16 c = load(cosine + i, rest), s = load(sine + i, rest);
+    const vf32 c = load(cosine + i, rest), s = load(sine + i, rest);
     for (int64_t h = 0; h < heads; ++h)
       store(out + h * dim + i, rotated(load(x + h * head_stride + i, rest), c, s, transposed), rest);
   }
@@ -46,7 +47,7 @@ JEPA_FAST_INLINE void rotate_typed(const void* x, int64_t offset, int64_t head_s
   }
 }
 
-JEPA_FAST_CLONES void rotate_any(int64_t type, const void* x, int64_t offset, int64_t head_stride, void* out,
+JEPA_FAST_KERNEL void rotate_any(int64_t type, const void* x, int64_t offset, int64_t head_stride, void* out,
                                  int64_t out_offset, int64_t heads, int64_t dim, const float* cosine,
                                  const float* sine, bool transposed) {
   switch (type) {
@@ -57,12 +58,6 @@ JEPA_FAST_CLONES void rotate_any(int64_t type, const void* x, int64_t offset, in
     default:
       return rotate_typed<float16>(x, offset, head_stride, out, out_offset, heads, dim, cosine, sine, transposed);
   }
-}
-
-int64_t type_number(TensorView tensor) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return 0;
-  return type.code == kDLBfloat ? 1 : 2;
 }
 
 // cos, sin: float32 [rows, dim], contiguous; token n of sample b has row b * rows_per_sample + n. query, key:

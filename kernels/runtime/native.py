@@ -1,7 +1,8 @@
 """The native CPU library: found beside this package, loaded on first use, called through TVM FFI.
 
-One torch-free shared library holds the C++ kernels of every room (CMakeLists.txt); run-time dispatch inside it
-picks AVX-512, AVX2 or baseline code. A wheel built without a C++ compiler has no library.
+Torch-free shared libraries hold the C++ kernels of every room (CMakeLists.txt), one for each instruction set. PyTorch
+says which of them the CPU has, so that its ATEN_CPU_CAPABILITY=avx2 or default chooses for these kernels, too. A wheel
+built without a C++ compiler has no library.
 """
 
 import functools
@@ -13,15 +14,19 @@ from typing import Any
 import torch
 
 LIBRARY = "libjepa_fast_cpu.so"
+"""For every CPU of the architecture."""
+LIBRARIES = {"AVX512": "libjepa_fast_cpu_avx512.so", "AVX2": "libjepa_fast_cpu_avx2.so"}
+"""By what `torch.backends.cpu.get_cpu_capability()` calls the instruction set; the others take `LIBRARY`."""
 
 
 def library_path() -> Path | None:
-    """Path of the native library, None if this installation has none.
+    """Path of the native library for this CPU, None if this installation has none.
 
     An editable installation keeps sources and built files apart, so every folder of this package is searched.
     """
+    name = LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), LIBRARY)
     for folder in sys.modules[__package__].__path__:
-        path = Path(folder) / LIBRARY
+        path = Path(folder) / name
         if path.is_file():
             return path
     return None

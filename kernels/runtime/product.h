@@ -8,15 +8,15 @@ namespace jepa_fast {
 
 struct Float32Words {
   static constexpr int64_t kValues = 1;  // of a word
-  JEPA_FAST_INLINE f32x16 add_products(f32x16 sum, f32x16 a, f32x16 b) { return sum + a * b; }
+  JEPA_FAST_INLINE vf32 add_products(vf32 sum, vf32 a, vf32 b) { return sum + a * b; }
 };
 
 // Two products and two sums in one instruction: twice the products of float32 on AMD's Zen 4.
 struct BFloat16Words {
   static constexpr int64_t kValues = 2;
   // By value: were the assembly to name an element of an array, GCC would keep that array in memory.
-  JEPA_FAST_INLINE f32x16 add_products(f32x16 sum, f32x16 a, f32x16 b) {
-#ifdef JEPA_FAST_AVX512_BF16
+  JEPA_FAST_INLINE vf32 add_products(vf32 sum, vf32 a, vf32 b) {
+#ifdef __AVX512F__
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 #else
     sum += as_float(as_bits(a) << 16) * as_float(as_bits(b) << 16);
@@ -27,10 +27,10 @@ struct BFloat16Words {
 };
 
 // Not broadcast(), which adds zero to it: words of pairs are no floats.
-JEPA_FAST_INLINE f32x16 repeated(float word) {
+JEPA_FAST_INLINE vf32 repeated(float word) {
   uint32_t bits;
   std::memcpy(&bits, &word, sizeof(bits));
-  return as_float(u32x16{} + bits);
+  return as_float(vu32{} + bits);
 }
 
 // words[rows][columns / 2]: pairs of neighbours in a row. May overwrite its source.
@@ -54,43 +54,39 @@ JEPA_FAST_INLINE void pair_rows(const float* source, int64_t stride, int64_t row
 
 // words[rows / 2][columns]: pairs of neighbours in a column, from source[rows][columns / 2], those in a row.
 JEPA_FAST_INLINE void pair_rows_of_words(const float* source, int64_t rows, int64_t columns, float* words) {
-  typedef uint16_t u16x32 __attribute__((vector_size(64)));
-  const u16x32 first = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                        8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   for (int64_t r = 0; r < rows; r += 2)
     for (int64_t i = 0; i < columns; i += 2 * kLanes) {
       const float* from = source + (r * columns + i) / 2;
-      const u16x32 above = reinterpret_cast<u16x32>(load(from));
-      const u16x32 below = reinterpret_cast<u16x32>(load(from + columns / 2));
+      const vu32 above = as_bits(load(from)), below = as_bits(load(from + columns / 2));
       float* to = words + r / 2 * columns + i;
-      store(to, reinterpret_cast<f32x16>(__builtin_shuffle(above, below, first)));
-      store(to + kLanes, reinterpret_cast<f32x16>(__builtin_shuffle(above, below, first + 16)));
+      store(to, as_float(in_turns(above, below, 0, 2 * kLanes)));
+      store(to + kLanes, as_float(in_turns(above, below, kLanes, 3 * kLanes)));
     }
 }
 
-// Rows of A held in registers: 6 rows x 4 vectors of C are 24 of AVX-512's 32 registers, and 24 products in flight hide
-// the latency of a multiply-add.
+// Rows of A and vectors of B whose sums are held in registers: 24 of AVX-512's 32 registers, 12 of 16 elsewhere. As many
+// products in flight hide the latency of a multiply-add.
 constexpr int64_t kBlockRows = 6;
-constexpr int64_t kBlockVectors = 4;
+constexpr int64_t kBlockVectors = kLanes == 16 ? 4 : 2;
 
 struct Left {  // A[i][k] = data[i * row + k * depth]: transposed or not
   const float* data;
   int64_t row, depth;
 };
 
-// C[ROWS][16 VECTORS] = A B, or C + A B, where the product is summed by itself first: sums over many tiles stay short.
+// C[ROWS][VECTORS] = A B, or C + A B, where the product is summed by itself first: sums over many tiles stay short.
 // A and B are words, `depth` of them to a sum. B has rows of `b_stride`, C of `c_stride`.
 template <typename Words, int ROWS, int VECTORS>
 JEPA_FAST_INLINE void multiply_block(Left a, const float* b, int64_t b_stride, float* c, int64_t c_stride,
                                      int64_t depth, bool add) {
-  f32x16 sum[ROWS][VECTORS] = {};
+  vf32 sum[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    f32x16 row[VECTORS];
+    vf32 row[VECTORS];
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) row[v] = load(b + k * b_stride + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-      const f32x16 factor = repeated(a.data[r * a.row + k * a.depth]);
+      const vf32 factor = repeated(a.data[r * a.row + k * a.depth]);
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) sum[r][v] = Words::add_products(sum[r][v], row[v], factor);
     }
@@ -119,13 +115,13 @@ JEPA_FAST_INLINE void multiply_columns(int64_t rows, Left a, const float* b, int
                                       depth, add);
 }
 
-// C[rows][columns] = A B or C + A B; columns a multiple of 16.
+// C[rows][columns] = A B or C + A B; columns a multiple of kLanes.
 template <typename Words>
 JEPA_FAST_INLINE void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b, int64_t b_stride,
                                float* c, int64_t c_stride, bool add) {
   for (int64_t left = columns / kLanes; left > 0;) {
-    // 5 vectors go as 3 + 2, 6 as 3 + 3, 7 as 3 + 4: narrower blocks than that wait for their own sums.
-    const int64_t take = left >= 2 * kBlockVectors ? kBlockVectors : left > kBlockVectors ? 3 : left;
+    // Of blocks of 4, 5 vectors go as 3 + 2, 6 as 3 + 3, 7 as 3 + 4: narrower blocks than that wait for their own sums.
+    const int64_t take = kBlockVectors == 4 && left > 4 && left < 8 ? 3 : std::min(left, kBlockVectors);
     switch (take) {
       case 4: multiply_columns<Words, 4>(rows, a, b, b_stride, c, c_stride, depth, add); break;
       case 3: multiply_columns<Words, 3>(rows, a, b, b_stride, c, c_stride, depth, add); break;
@@ -138,30 +134,30 @@ JEPA_FAST_INLINE void multiply(int64_t rows, int64_t columns, int64_t depth, Lef
   }
 }
 
-// 16 x 16: target[j][i] = source[i][j].
+// kLanes x kLanes: target[j][i] = source[i][j].
 JEPA_FAST_INLINE void transpose_block(const float* source, int64_t source_stride, float* target,
                                       int64_t target_stride) {
-  f32x16 rows[16];
+  vf32 rows[kLanes];
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) rows[i] = load(source + i * source_stride);
-  // Four rounds; the round of distance d swaps the off-diagonal d x d blocks of every 2d x 2d block.
+  for (int i = 0; i < kLanes; ++i) rows[i] = load(source + i * source_stride);
+  // The round of distance d swaps the off-diagonal d x d blocks of every 2d x 2d block.
 #pragma GCC unroll 4
-  for (int d = 8; d > 0; d /= 2) {
-    const i32x16 upper = (kLaneNumbers & d) != 0 ? kLaneNumbers - d + kLanes : kLaneNumbers;
-    const i32x16 lower = (kLaneNumbers & d) != 0 ? kLaneNumbers + kLanes : kLaneNumbers + d;
+  for (int d = kLanes / 2; d > 0; d /= 2) {
+    const vi32 upper = (kLaneNumbers & d) != 0 ? kLaneNumbers - d + int{kLanes} : kLaneNumbers;
+    const vi32 lower = (kLaneNumbers & d) != 0 ? kLaneNumbers + int{kLanes} : kLaneNumbers + d;
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < kLanes; ++i)
       if ((i & d) == 0) {
-        const f32x16 a = rows[i], b = rows[i + d];
+        const vf32 a = rows[i], b = rows[i + d];
         rows[i] = __builtin_shuffle(a, b, upper);
         rows[i + d] = __builtin_shuffle(a, b, lower);
       }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) store(target + i * target_stride, rows[i]);
+  for (int i = 0; i < kLanes; ++i) store(target + i * target_stride, rows[i]);
 }
 
-// target[rows of `columns`][rows] = source transposed; both sizes multiples of 16.
+// target[rows of `columns`][rows] = source transposed; both sizes multiples of kLanes.
 JEPA_FAST_INLINE void transpose(const float* source, int64_t source_stride, int64_t rows, int64_t columns,
                                 float* target, int64_t target_stride) {
   for (int64_t i = 0; i < rows; i += kLanes)

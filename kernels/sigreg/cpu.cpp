@@ -1,5 +1,5 @@
 // SIGReg on the CPU: sums of the knots' cosines and sines over the rows, and the gradient with respect to the
-// projections. Sixteen slices at a time; the maths is in README.md.
+// projections. A vector of slices at a time; the maths is in README.md.
 
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/error.h>
@@ -27,11 +27,11 @@ constexpr int64_t kAhead = 16;             // rows to fetch early: each may be o
 template <typename Use>
 JEPA_FAST_INLINE void each_rotation(const float* projection, int64_t row_stride, int64_t rows, int64_t lanes,
                                     const Factor& quarters, const Use& use) {
-  f32x16 largest = {};
+  vf32 largest = {};
   for (int64_t row = 0; row < rows; ++row) {
     const float* place = projection + row * row_stride;
     __builtin_prefetch(place + kAhead * row_stride);
-    const f32x16 value = load(place, lanes), size = absolute(value);
+    const vf32 value = load(place, lanes), size = absolute(value);
     use(row, short_rotation(value, quarters));
     largest = size > largest ? size : largest;
   }
@@ -52,9 +52,9 @@ struct Powers {
 JEPA_FAST_INLINE void powers_of(const Rotation& one, Powers& p) {
   // By the addition theorems in terms of the sine, whose rounding error is smaller than the cosine's in small phases:
   // half as many operations as by products, and less to be amplified by further powers.
-  const f32x16 twice = one.sine + one.sine;
+  const vf32 twice = one.sine + one.sine;
   const Rotation two = {1.0f - twice * one.sine, twice * one.cosine};
-  const f32x16 doubled = two.cosine + two.cosine;
+  const vf32 doubled = two.cosine + two.cosine;
   const Rotation three = {one.cosine * (doubled - 1.0f), one.sine * (doubled + 1.0f)};
   const Rotation five = two * three;
   p.one.cosine = one.cosine, p.one.sine = one.sine;
@@ -71,7 +71,7 @@ struct Shape {
 };
 
 // sums of one group += products of its centre's rotation with those of 1 and 2.
-JEPA_FAST_INLINE void accumulate(f32x16* sums, const Rotation& centre, const Rotation& one, const Rotation& two) {
+JEPA_FAST_INLINE void accumulate(vf32* sums, const Rotation& centre, const Rotation& one, const Rotation& two) {
   sums[0] += centre.cosine;
   sums[1] += centre.sine;
   sums[2] += centre.cosine * one.cosine;
@@ -85,7 +85,7 @@ JEPA_FAST_INLINE void accumulate(f32x16* sums, const Rotation& centre, const Rot
 }
 
 // The sums over `rows` rows of `lanes` adjacent slices: cosine[j * stride], sine[j * stride] for multiple j + 1.
-JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int64_t rows, int64_t lanes,
+JEPA_FAST_KERNEL void sum_rows(const float* projection, int64_t row_stride, int64_t rows, int64_t lanes,
                                const Factor& quarters, Shape shape, float* cosine, float* sine, int64_t stride) {
   const int64_t groups = shape.groups();
   std::vector<float> sums((groups + 1) * kPerGroup * kLanes);
@@ -97,7 +97,7 @@ JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int6
                   [&](int64_t row, const Rotation& one)
                       __attribute__((always_inline)) { powers_of(one, powers[row]); });
     for (int64_t group = 0; group < groups; ++group) {
-      f32x16 local[kPerGroup] = {};  // summed apart: products of size 1/2 may cancel in the end
+      vf32 local[kPerGroup] = {};  // summed apart: products of size 1/2 may cancel in the end
       for (int64_t row = 0; row < count; ++row) {
         const Powers& p = powers[row];
         const Rotation z = group ? centre[row] * p.five : p.three;
@@ -111,7 +111,7 @@ JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int6
     }
     if (shape.tail()) {
       float* last = &sums[groups * kPerGroup * kLanes];
-      f32x16 real = load(last), imaginary = load(last + kLanes);
+      vf32 real = load(last), imaginary = load(last + kLanes);
       for (int64_t row = 0; row < count; ++row) {
         const Rotation z = groups ? centre[row] * powers[row].three : powers[row].one;
         real += z.cosine;
@@ -122,18 +122,18 @@ JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int6
     }
   }
   // Inlined like every helper: called, it would take vectors as another instruction set passes them.
-  const auto put = [&](int64_t multiple, f32x16 real, f32x16 imaginary) __attribute__((always_inline)) {
+  const auto put = [&](int64_t multiple, vf32 real, vf32 imaginary) __attribute__((always_inline)) {
     if (multiple > shape.multiples) return;
     store(cosine + (multiple - 1) * stride, real, lanes);
     store(sine + (multiple - 1) * stride, imaginary, lanes);
   };
   for (int64_t group = 0; group < groups; ++group) {
-    f32x16 s[kPerGroup];
+    vf32 s[kPerGroup];
     std::memcpy(s, &sums[group * kPerGroup * kLanes], sizeof(s));
     const int64_t middle = group * kGroup + kReach + 1;
     put(middle, s[0], s[1]);
     for (int64_t p = 1; p <= kReach; ++p) {
-      const f32x16* pair = s + 4 * p - 2;
+      const vf32* pair = s + 4 * p - 2;
       put(middle + p, pair[0] - pair[1], pair[2] + pair[3]);
       put(middle - p, pair[0] + pair[1], pair[2] - pair[3]);
     }
@@ -144,22 +144,22 @@ JEPA_FAST_CLONES void sum_rows(const float* projection, int64_t row_stride, int6
 
 // projection <- sum over j of imaginary_j cos(j phase) - real_j sin(j phase), with real and imaginary given at
 // [j * stride]: the weighted differences of the characteristic functions.
-JEPA_FAST_CLONES void slope_rows(float* projection, int64_t row_stride, int64_t rows, int64_t lanes,
+JEPA_FAST_KERNEL void slope_rows(float* projection, int64_t row_stride, int64_t rows, int64_t lanes,
                                  const Factor& quarters, Shape shape, const float* real, const float* imaginary,
                                  int64_t stride) {
   const int64_t groups = shape.groups();
   std::vector<float> factors((groups + 1) * kPerGroup * kLanes);
   const auto take = [&](const float* values, int64_t multiple) __attribute__((always_inline)) {
-    return multiple > shape.multiples ? f32x16{} : load(values + (multiple - 1) * stride, lanes);
+    return multiple > shape.multiples ? vf32{} : load(values + (multiple - 1) * stride, lanes);
   };
   for (int64_t group = 0; group < groups; ++group) {
-    f32x16 f[kPerGroup];
+    vf32 f[kPerGroup];
     const int64_t middle = group * kGroup + kReach + 1;
     f[0] = take(imaginary, middle);
     f[1] = -take(real, middle);
     for (int64_t p = 1; p <= kReach; ++p) {
-      const f32x16 above = take(imaginary, middle + p), below = take(imaginary, middle - p);
-      const f32x16 real_above = take(real, middle + p), real_below = take(real, middle - p);
+      const vf32 above = take(imaginary, middle + p), below = take(imaginary, middle - p);
+      const vf32 real_above = take(real, middle + p), real_below = take(real, middle - p);
       f[4 * p - 2] = above + below;
       f[4 * p - 1] = below - above;
       f[4 * p] = real_above + real_below;
@@ -167,8 +167,8 @@ JEPA_FAST_CLONES void slope_rows(float* projection, int64_t row_stride, int64_t 
     }
     std::memcpy(&factors[group * kPerGroup * kLanes], f, sizeof(f));
   }
-  const f32x16 tail_by_cosine = shape.tail() ? take(imaginary, shape.multiples) : f32x16{};
-  const f32x16 tail_by_sine = shape.tail() ? -take(real, shape.multiples) : f32x16{};
+  const vf32 tail_by_cosine = shape.tail() ? take(imaginary, shape.multiples) : vf32{};
+  const vf32 tail_by_sine = shape.tail() ? -take(real, shape.multiples) : vf32{};
 
   // Rotations of many rows first: with the rest they are one long chain of dependent operations.
   Rotation ones[kRows];
@@ -181,13 +181,13 @@ JEPA_FAST_CLONES void slope_rows(float* projection, int64_t row_stride, int64_t 
       Powers p;
       powers_of(ones[row], p);
       Rotation centre = p.three;
-      f32x16 slope = {};
+      vf32 slope = {};
       for (int64_t group = 0; group < groups; ++group) {
         const float* its_factors = &factors[group * kPerGroup * kLanes];
         const auto f = [&](int64_t i) __attribute__((always_inline)) { return load(its_factors + i * kLanes); };
         if (group) centre = centre * p.five;
-        f32x16 by_cosine = f(0) + f(2) * p.one.cosine - f(5) * p.one.sine;
-        f32x16 by_sine = f(1) + f(3) * p.one.sine - f(4) * p.one.cosine;
+        vf32 by_cosine = f(0) + f(2) * p.one.cosine - f(5) * p.one.sine;
+        vf32 by_sine = f(1) + f(3) * p.one.sine - f(4) * p.one.cosine;
         by_cosine = by_cosine + f(6) * p.two.cosine - f(9) * p.two.sine;
         by_sine = by_sine + f(7) * p.two.sine - f(8) * p.two.cosine;
         slope += centre.cosine * by_cosine + centre.sine * by_sine;
@@ -201,7 +201,7 @@ JEPA_FAST_CLONES void slope_rows(float* projection, int64_t row_stride, int64_t 
   }
 }
 
-// The projections [views, N, M] cut into pieces of 16 slices and `chunk` rows, numbered for one parallel loop.
+// The projections [views, N, M] cut into pieces of a vector of slices and `chunk` rows, numbered for one parallel loop.
 struct Pieces {
   int64_t views, rows, slices, chunk, chunks, columns;
 

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "simd.h"
+#include "types.h"
 
 namespace {
 
@@ -16,18 +16,7 @@ using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
-// Storage types are numbered float 0, bfloat16 1, float16 2.
-int64_t type_number(TensorView tensor) {
-  const DLDataType type = tensor.dtype();
-  if (type.code == kDLFloat && type.bits == 32) return 0;
-  return type.code == kDLBfloat ? 1 : 2;
-}
-
 constexpr int64_t kTypeBytes[] = {4, 2, 2};
-
-const char* at(const void* data, int64_t type, int64_t offset) {
-  return static_cast<const char*>(data) + offset * kTypeBytes[type];
-}
 
 char* at(void* data, int64_t type, int64_t offset) { return static_cast<char*>(data) + offset * kTypeBytes[type]; }
 
@@ -63,7 +52,7 @@ JEPA_FAST_INLINE void add_row(const In* x, const float* position, Out* out, int6
   }
 }
 
-JEPA_FAST_CLONES void add_row_of(int64_t types, const void* x, const float* position, void* out, int64_t features) {
+JEPA_FAST_KERNEL void add_row_of(int64_t types, const void* x, const float* position, void* out, int64_t features) {
   with_types(types, [&](auto in, auto to) __attribute__((always_inline)) {
     add_row(static_cast<const decltype(in)*>(x), position, static_cast<decltype(to)*>(out), features);
   });
@@ -75,13 +64,13 @@ JEPA_FAST_INLINE void sum_rows(const In* rows, const int64_t* next, int64_t firs
                                bool accumulate) {
   for (int64_t i = 0; i < features; i += kLanes) {
     const int64_t count = std::min(kLanes, features - i);
-    f32x16 sum = accumulate ? load(out + i, count) : f32x16{};
+    vf32 sum = accumulate ? load(out + i, count) : vf32{};
     for (int64_t k = first; k >= 0; k = next[k]) sum += load(rows + k * features + i, count);
     store(out + i, sum, count);
   }
 }
 
-JEPA_FAST_CLONES void sum_rows_of(int64_t types, const void* rows, const int64_t* next, int64_t first, void* out,
+JEPA_FAST_KERNEL void sum_rows_of(int64_t types, const void* rows, const int64_t* next, int64_t first, void* out,
                                   int64_t features, bool accumulate) {
   with_types(types, [&](auto in, auto to) __attribute__((always_inline)) {
     sum_rows(static_cast<const decltype(in)*>(rows), next, first, static_cast<decltype(to)*>(out), features,
@@ -94,13 +83,13 @@ template <typename In, typename Out>
 JEPA_FAST_INLINE void sum_strided(const In* x, int64_t step, int64_t masks, Out* out, int64_t features) {
   for (int64_t i = 0; i < features; i += kLanes) {
     const int64_t count = std::min(kLanes, features - i);
-    f32x16 sum = {};
+    vf32 sum = {};
     for (int64_t m = 0; m < masks; ++m) sum += load(x + m * step + i, count);
     store(out + i, sum, count);
   }
 }
 
-JEPA_FAST_CLONES void sum_strided_of(int64_t types, const void* x, int64_t step, int64_t masks, void* out,
+JEPA_FAST_KERNEL void sum_strided_of(int64_t types, const void* x, int64_t step, int64_t masks, void* out,
                                      int64_t features) {
   with_types(types, [&](auto in, auto to) __attribute__((always_inline)) {
     sum_strided(static_cast<const decltype(in)*>(x), step, masks, static_cast<decltype(to)*>(out), features);
@@ -114,7 +103,7 @@ JEPA_FAST_INLINE void add_rows(const In* x, int64_t count, float* sum, int64_t f
   for (; k + 4 <= count; k += 4, x += 4 * features)
     for (int64_t i = 0; i < features; i += kLanes) {
       const int64_t n = std::min(kLanes, features - i);
-      const f32x16 pairs = (load(x + i, n) + load(x + features + i, n)) +
+      const vf32 pairs = (load(x + i, n) + load(x + features + i, n)) +
                            (load(x + 2 * features + i, n) + load(x + 3 * features + i, n));
       store(sum + i, load(sum + i, n) + pairs, n);
     }
@@ -125,7 +114,7 @@ JEPA_FAST_INLINE void add_rows(const In* x, int64_t count, float* sum, int64_t f
     }
 }
 
-JEPA_FAST_CLONES void add_rows_of(int64_t type, const void* x, int64_t count, float* sum, int64_t features) {
+JEPA_FAST_KERNEL void add_rows_of(int64_t type, const void* x, int64_t count, float* sum, int64_t features) {
   switch (type) {
     case 0: return add_rows(static_cast<const float*>(x), count, sum, features);
     case 1: return add_rows(static_cast<const bfloat16*>(x), count, sum, features);

@@ -1,5 +1,6 @@
 """The machine code of the products on the CPU (`kernels/runtime/product.h`): their sums stay in registers."""
 
+import functools
 import platform
 import re
 import shutil
@@ -9,9 +10,9 @@ import pytest
 
 from jepa_fast.kernels.runtime import native
 
-SUMS = 24  # of the largest block, 6 rows x 4 vectors
+ROWS = 6  # of the largest block; each takes a broadcast
 FEW = 6  # loads and stores that a compiler may need: those of three sums hide behind the other products
-STACK = re.compile(r"(?=.*%zmm).*\(%r[sb]p")
+STACK = re.compile(r"(?=.*%[yz]mm).*\(%r[sb]p")
 INSTRUCTION = re.compile(r"\s+([0-9a-f]+):\s+(\S.*)")
 JUMP = re.compile(r"j\w+\s+([0-9a-f]+)")
 
@@ -30,11 +31,12 @@ def innermost_loops(code: list[tuple[int, str]]) -> list[list[str]]:
     return loops
 
 
-@pytest.fixture(scope="module")
-def loops() -> list[list[str]]:
-    library = native.library_path()
-    if library is None or platform.machine() != "x86_64" or shutil.which("objdump") is None:
-        pytest.skip("expected the native library of an x86-64, and objdump to read it with")
+@functools.cache
+def loops_of(name: str) -> list[list[str]]:
+    here = native.library_path()
+    if here is None or platform.machine() != "x86_64" or shutil.which("objdump") is None:
+        pytest.skip("expected the native libraries of an x86-64, and objdump to read them with")
+    library = here.with_name(name)
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True, check=True
     ).stdout
@@ -45,11 +47,25 @@ def loops() -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "instruction", ["vdpbf16ps", r"vfmadd\d+ps.*%zmm"], ids=["pairs of bfloat16", "float32"]
+    ("library", "instruction", "vectors"),
+    [
+        ("AVX512", "vdpbf16ps", 4),
+        ("AVX512", r"vfmadd\d+ps.*%zmm", 4),
+        ("AVX2", r"vfmadd\d+ps.*%ymm", 2),
+    ],
 )
-def test_sums_stay_in_registers(loops: list[list[str]], instruction: str) -> None:
-    """GCC keeps an array in memory that its assembly names elements of: half the speed."""
-    products = [loop for loop in loops if sum(bool(re.match(instruction, text)) for text in loop) >= SUMS]
+def test_sums_stay_in_registers(library: str, instruction: str, vectors: int) -> None:
+    """GCC keeps in memory an array that its assembly names elements of, at half the speed, and vectors wider than a
+    register, at a tenth of it."""
+
+    def count(pattern: str, loop: list[str]) -> int:
+        return sum(bool(re.match(pattern, text)) for text in loop)
+
+    products = [
+        loop
+        for loop in loops_of(native.LIBRARIES[library])
+        if count(instruction, loop) == ROWS * vectors and count("vp?broadcast", loop) == ROWS
+    ]
     assert products
     for loop in products:
         assert len([text for text in loop if STACK.match(text)]) <= FEW
