@@ -17,6 +17,8 @@ class Fused:
     """GELU and its backward, with the gradient of the hidden layer's bias in the same pass."""
     layer_norm: bool = True
     """The residual sum together with the LayerNorm that reads it, in and out in the dtypes that are there."""
+    linear: bool = True
+    """The products of linear layers by our kernel, on CPUs where it is the quicker one."""
     patch_embed: bool = True
     """Only the kept patches; teacher and student embed from one pass over the pixels."""
     sigreg: bool = True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jepa_fast.kernels.layer_norm.api import add_layer_norm, layer_norm
 from jepa_fast.kernels.runtime.derivative import differentiable_once
-from jepa_fast.kernels.runtime.products import cast_parameter, linear
+from jepa_fast.kernels.runtime.products import cast_parameter, linear, multiply, weight_gradient
 
 from .fused import FusedModule
 
@@ -30,22 +30,23 @@ class _Linear(torch.autograd.Function):
     """`x [..., K]` in the compute dtype, parameters in theirs; the gradients have the same two dtypes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ours: bool) -> Tensor:
+        ctx.dtype, ctx.ours = weight.dtype, ours
         weight = cast_parameter(weight, x.dtype)
         ctx.save_for_backward(x, weight)
-        return linear(x, weight, cast_parameter(bias, x.dtype))
+        return linear(x, weight, cast_parameter(bias, x.dtype), ours=ours)
 
     @staticmethod
     @differentiable_once("Linear")
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        grad_x = multiply(grad, weight, ours=ctx.ours) if ctx.needs_input_grad[0] else None
         grad = grad.flatten(0, -2)
-        return grad_x, (grad.t() @ x.flatten(0, -2)).to(ctx.dtype), grad.sum(0).to(ctx.dtype)
+        grad_weight = weight_gradient(grad, x.flatten(0, -2), ours=ctx.ours)
+        return grad_x, grad_weight.to(ctx.dtype), grad.sum(0).to(ctx.dtype), None
 
 
-class Linear(nn.Linear):
+class Linear(nn.Linear, FusedModule):
     """Linear layer with bias, `[..., K] -> [..., N]`, in the compute dtype.
 
     The weight is drawn from a normal distribution of standard deviation 0.02, the bias starts at zero.
@@ -56,7 +57,7 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Linear.apply(x.to(compute_dtype(x)), self.weight, self.bias)
+        return _Linear.apply(x.to(compute_dtype(x)), self.weight, self.bias, self.fused.linear)
 
 
 class LayerNorm(nn.LayerNorm, FusedModule):

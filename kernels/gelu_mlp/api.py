@@ -9,7 +9,7 @@ from torch import Tensor
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
 from ..runtime.derivative import differentiable_once
-from ..runtime.products import cast_parameter, linear
+from ..runtime.products import cast_parameter, linear, multiply, weight_gradient
 
 __all__ = ["gelu_mlp"]
 
@@ -55,8 +55,14 @@ def gelu_mlp(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, w1, b1, w2, b2)):
         return _GELUMLP.apply(x, w1, b1, w2, b2, recompute, module)
     w1, b1, w2, b2 = (cast_parameter(parameter, dtype) for parameter in (w1, b1, w2, b2))
-    before = linear(x, w1, b1)
-    return linear(module.gelu(before, before), w2, b2)
+    ours = _multiplies(module)
+    before = linear(x, w1, b1, ours=ours)
+    return linear(module.gelu(before, before), w2, b2, ours=ours)
+
+
+def _multiplies(module: Any) -> bool:
+    """Whether the products may be ours, too: the reference is PyTorch's alone."""
+    return module is not OPERATION.module("reference")
 
 
 class _GELUMLP(torch.autograd.Function):
@@ -66,10 +72,11 @@ class _GELUMLP(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtypes, ctx.module, ctx.consumed = [t.dtype for t in (w1, b1, w2, b2)], module, False
         w1, b1, w2, b2 = (cast_parameter(parameter, x.dtype) for parameter in (w1, b1, w2, b2))
-        before = linear(x, w1, b1)
+        ours = _multiplies(module)
+        before = linear(x, w1, b1, ours=ours)
         after = module.gelu(before)
         ctx.save_for_backward(x, w1, w2, before, None if recompute else after)
-        return linear(after, w2, b2)
+        return linear(after, w2, b2, ours=ours)
 
     @staticmethod
     @differentiable_once("gelu_mlp")
@@ -82,21 +89,21 @@ class _GELUMLP(torch.autograd.Function):
         x, w1, w2, before, after = ctx.saved_tensors
         shape, needs_x = x.shape, ctx.needs_input_grad[0]
         x, grad, before = (tensor.flatten(0, -2) for tensor in (x, grad, before))
-        # For a product narrower than its operands are long, the wide operand is better the transposed one.
+        ours = _multiplies(ctx.module)
         if after is None:
-            work = grad @ w2
+            work = multiply(grad, w2, ours=ours)
             grad_b1 = ctx.module.gelu_backward_(work, before, True)
-            grad_w2 = (before.t() @ grad).t()
+            grad_w2 = weight_gradient(grad, before, ours=ours)
         else:
             work = after.flatten(0, -2)
-            grad_w2 = (work.t() @ grad).t()
-            torch.mm(grad, w2, out=work)
+            grad_w2 = weight_gradient(grad, work, ours=ours)
+            multiply(grad, w2, out=work, ours=ours)
             grad_b1 = ctx.module.gelu_backward_(work, before, False)
-        grad_x = (work @ w1).view(shape) if needs_x else None
+        grad_x = multiply(work, w1, ours=ours).view(shape) if needs_x else None
         of_w1, of_b1, of_w2, of_b2 = ctx.dtypes
         return (
             grad_x,
-            (work.t() @ x).to(of_w1),
+            weight_gradient(work, x, ours=ours).to(of_w1),
             grad_b1.to(of_b1),
             grad_w2.to(of_w2, memory_format=torch.contiguous_format),
             grad.sum(0).to(of_b2),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..runtime import library
 from ..runtime.derivative import differentiable_once
+from ..runtime.products import multiply, weight_gradient
 from ..token_routing.gathers import scatter
 from .operation import OPERATION, as_told
 from .source import Source, source_of
@@ -87,12 +88,12 @@ def _gradients(
     with as_told(pixels):
         upstream = flat.to(form.dtype)
         if wanted[0]:
-            of_rows = upstream @ weight.flatten(1).to(form.dtype)
+            of_rows = multiply(upstream, weight.flatten(1).to(form.dtype))
             of_rows = _by_token(of_rows, source, index, pixels.dtype, form.implementation)
         if wanted[1]:
             if rows is None:
                 rows = _rows_again(source, weight, index, form)
-            of_weight = (upstream.t() @ rows.flatten(0, 1)).to(weight.dtype).view(weight.shape)
+            of_weight = weight_gradient(upstream, rows.flatten(0, 1)).to(weight.dtype).reshape(weight.shape)
         if wanted[2]:
             of_bias = flat.sum(0, dtype=working)
         if wanted[3]:
