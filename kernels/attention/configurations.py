@@ -38,7 +38,7 @@ def _configuration(
 ) -> KernelConfiguration:
     kernel = _KERNELS[name.partition("_")[0]]
     half = dtype != torch.float32
-    part_0, part_1, part_2 = tiling.parts(head_dim, architecture)
+    part_0, part_1, part_2 = tiling.parts(name, head_dim, architecture)
     values: dict[str, Any] = {
         "HEAD_DIM": head_dim,
         "PART_0": part_0,
@@ -49,6 +49,7 @@ def _configuration(
         "OWN_M": tile.own_m,
         "OWN_N": tile.own_n,
         "PRECISION": "ieee",
+        "APART": architecture == tiling.BLACKWELL,
         "MASK": (mask.BITMASK if name.endswith("_sparse") else mask.PREFIX).value,
         "BRANCH": architecture in (tiling.HOPPER, tiling.BLACKWELL),
         "ROPE": name.endswith("_rope"),
@@ -56,7 +57,7 @@ def _configuration(
     constexprs = {argument: values[argument] for argument in kernel.arg_names if argument in values}
     # The tile that a program reads and writes once, its widest part spread over all threads.
     own = tile.own_n or (tile.block_n if name.startswith("key") else tile.block_m)
-    widest = min(128, 8 * dtype.itemsize * own * part_0 // (32 * tile.num_warps))
+    widest = min(128, 8 * dtype.itemsize * own * max(part_0, part_1, part_2) // (32 * tile.num_warps))
     signature = {
         argument: _argument_type(argument, dtype)
         for argument in kernel.arg_names

@@ -53,16 +53,16 @@ def width(head_dim: int) -> int:
     return -(-head_dim // MMA_GRANULE) * MMA_GRANULE
 
 
-def parts(head_dim: int, architecture: str) -> tuple[int, int, int]:
-    """Widths of the parts of a head: powers of two, then 0.
+def parts(kernel: str, head_dim: int, architecture: str) -> tuple[int, int, int]:
+    """Widths of the parts of a head in `kernel`: powers of two, then 0.
 
-    On Blackwell a head is one part, rounded up to a power of two: the sum over the parts of a product would go through
-    registers from tensor memory to tensor memory, which costs more than the zeros.
+    The widest is first, but for the keys' gradients of three parts on sm_120: with the narrowest first ptxas has
+    registers for two stages there.
     """
     channels = width(head_dim)
     powers = [1 << bit for bit in reversed(range(channels.bit_length())) if channels >> bit & 1]
-    if architecture == BLACKWELL:
-        powers = [1 << (channels - 1).bit_length()]
+    if architecture == CONSUMER and kernel.startswith("key_gradient") and len(powers) == 3:
+        powers.reverse()
     first, second, third = (*powers, 0, 0)[:3]
     return first, second, third
 
@@ -132,8 +132,8 @@ def kernels(head_dim: int, architecture: str) -> list[str]:
 def tile(kernel: str, head_dim: int, architecture: str) -> Tile | None:
     """The tile of `kernel`; None where calls do without: it would spill, or does not pay."""
     if architecture == ANY:
-        return _float32(kernel, width(head_dim))
-    return _HALF[architecture](kernel, sum(parts(head_dim, architecture)), head_dim)
+        return _float32(kernel, width(head_dim), head_dim)
+    return _HALF[architecture](kernel, width(head_dim), head_dim)
 
 
 def _hopper(kernel: str, channels: int, head_dim: int) -> Tile | None:
@@ -164,17 +164,29 @@ def _hopper(kernel: str, channels: int, head_dim: int) -> Tile | None:
 
 
 def _blackwell(kernel: str, channels: int, head_dim: int) -> Tile | None:
+    """Sums stand in tensor memory, whose 512 columns hold each part's products of queries and keys besides: three parts
+    leave room for 32 keys to 128 queries. Four warps then have a row of the product in each thread."""
     match kernel:
+        case "forward" if channels <= 96:
+            # A block takes half of the registers and of tensor memory: two share an SM.
+            return Tile(128, 64, 4, 2)
+        case "query_gradient" | "query_gradient_sparse" if channels == 112:
+            return Tile(128, 32, 4, 2)
         case "forward" | "forward_sparse" | "query_gradient" | "query_gradient_sparse":
             return Tile(128, 64, 8, 2)
         case "forward_short":
             return Tile(64, 64, 4, 2)
+        case "key_gradient" if channels == 112:
+            return Tile(32, 128, 4, 2)
+        case "key_gradient":
+            return Tile(64, 128, 8, 2)
         case "key_gradient_sparse" if channels > 64:
             return Tile(32, 64, 8, 2)
-        case "key_gradient" | "key_gradient_sparse":
-            return Tile(64 if channels <= 64 else 32, 128, 8, 2)
-        case "whole_gradient":
-            return Tile(32, 64, 8, 2 if channels <= 64 else 1, 64, 64)
+        case "key_gradient_sparse":
+            return Tile(32 if channels == 48 else 64, 128, 8, 2)
+        case "whole_gradient" if channels <= 96:
+            # Wider heads have no registers for two stages of two walks.
+            return Tile(32, 64 if channels <= 64 else 32, 8, 2, 64, 64)
     return None
 
 
@@ -215,10 +227,8 @@ def _consumer(kernel: str, channels: int, head_dim: int) -> Tile | None:
             return Tile(128, 32, 8, 2)
         case "forward_short" if channels == 112:
             return Tile(32, 16, 2, 2)
-        case "key_gradient" if channels == 112:
-            return Tile(16, 64, 4, 1)
-        case "key_gradient_sparse" if channels == 112:
-            return Tile(16, 32, 2, 1)
+        case "key_gradient" | "key_gradient_sparse" if channels == 112:
+            return Tile(16, 32, 2, 2)
     return _ampere(kernel, channels, head_dim)
 
 
@@ -230,7 +240,7 @@ _HALF: dict[str, Callable[[str, int, int], Tile | None]] = {
 }
 
 
-def _float32(kernel: str, channels: int) -> Tile | None:
+def _float32(kernel: str, channels: int, head_dim: int) -> Tile | None:
     """By fused multiply-adds, which every architecture has alike: TF32 would not hold the error budget, and three TF32
     products need more registers than a thread has."""
     # Left alone, ptxas spills a few bytes of these kernels for one block more on an SM. With 128 registers an SM holds
@@ -242,7 +252,9 @@ def _float32(kernel: str, channels: int) -> Tile | None:
         case "query_gradient" | "query_gradient_sparse":
             return Tile(16, 32, warps, 2, max_registers=128)
         case "key_gradient" | "key_gradient_sparse":
-            # Two sums leave no registers for the addresses of a second stage, those of the widest heads none for a
-            # second block.
-            return Tile(16, 32, 4 if channels <= 48 else 8, 1, max_registers=128 if channels <= 96 else 255)
+            # Two sums leave few registers for the addresses of a second stage: none with a sparse mask, with 40
+            # channels of 48, and in the widest heads, which have none for a second block either.
+            fits_two = kernel == "key_gradient" and channels <= 96 and head_dim != 40
+            limit = 128 if channels <= 96 else 255
+            return Tile(16, 32, 4 if channels <= 48 else 8, 2 if fits_two else 1, max_registers=limit)
     return None

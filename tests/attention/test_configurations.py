@@ -78,17 +78,25 @@ def test_the_gate_samples_every_kernel_on_every_architecture() -> None:
     assert sampled == every
 
 
-def test_listed_once_and_for_one_family_each() -> None:
-    for architecture in (*tiling.HALF_PRECISION, tiling.ANY):
-        for head_dim in tiling.HEAD_DIMS:
-            parts = tiling.parts(head_dim, architecture)
-            assert all(part & (part - 1) == 0 for part in parts)
-            assert sum(parts) >= head_dim
-            for kernel in ("forward", "query_gradient", "key_gradient"):
-                assert tiling.tile(kernel, head_dim, architecture) is not None
-    assert {head_dim: tiling.parts(head_dim, tiling.HOPPER) for head_dim in (24, 80, 88, 104)} == {
+def test_every_head_is_held_in_parts_that_multiply_no_more_than_its_width() -> None:
+    kernels = ("forward", "query_gradient", "key_gradient")
+    for architecture, head_dim, kernel in itertools.product(FAMILIES, tiling.HEAD_DIMS, kernels):
+        parts = tiling.parts(kernel, head_dim, architecture)
+        assert all(part & (part - 1) == 0 for part in parts)
+        assert sum(parts) == tiling.width(head_dim) < head_dim + tiling.MMA_GRANULE
+        assert tiling.tile(kernel, head_dim, architecture) is not None
+    assert {head_dim: tiling.parts("forward", head_dim, tiling.HOPPER) for head_dim in (24, 80, 88, 104)} == {
         24: (32, 0, 0),
         80: (64, 16, 0),
         88: (64, 32, 0),
         104: (64, 32, 16),
     }
+    assert tiling.parts("key_gradient", 104, tiling.CONSUMER) == (16, 32, 64)
+
+
+def test_half_precision_has_stages_for_asynchronous_copies() -> None:
+    for architecture, head_dim in itertools.product(tiling.HALF_PRECISION, tiling.HEAD_DIMS):
+        for kernel in tiling.kernels(head_dim, architecture):
+            tile = tiling.tile(kernel, head_dim, architecture)
+            assert tile is not None
+            assert tile.num_stages > 1, (kernel, head_dim, architecture)

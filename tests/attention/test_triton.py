@@ -108,6 +108,21 @@ def test_parts_of_every_architecture(
     hold(small("block_causal", head_dim, "tiled", torch.float16, heads=(1, 1), samples=1), "triton")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "head_dim", "path"),
+    [(tiling.BLACKWELL, 80, "long"), (tiling.BLACKWELL, 104, "long"), (tiling.CONSUMER, 104, "long")],
+    indirect=["path"],
+)
+def test_parts_in_three_launches(
+    small: Draw, hold: Hold, monkeypatch: pytest.MonkeyPatch, path: str, architecture: str, head_dim: int
+) -> None:
+    """On sm_100 products of parts are summed apart, on sm_120 keys' gradients take the narrowest part first."""
+    from jepa_fast.kernels.attention import problem
+
+    monkeypatch.setattr(problem, "_architecture", lambda device: architecture)
+    hold(small("varlen", head_dim, None, torch.float16, heads=(4, 2), samples=1), "triton")
+
+
 @pytest.mark.parametrize("heads", [(1, 1), (2, 2), (4, 2)])
 @pytest.mark.parametrize(
     ("mask", "path"), [("varlen", "whole"), ("none", "long"), ("block_sparse", "long")], indirect=["path"]

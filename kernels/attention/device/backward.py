@@ -50,11 +50,12 @@ def add_query_gradient(
     rows_k,
     scale_log2,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
 ):
     """dQ / scale of a query tile plus what a key tile adds."""
-    b_logits = tiles.over_channels(b_query, b_key, PRECISION)  # [BLOCK_M, BLOCK_N]
+    b_logits = tiles.over_channels(b_query, b_key, PRECISION, APART)  # [BLOCK_M, BLOCK_N]
     b_weights = tl.exp2(b_logits * scale_log2 - b_lse[:, None])  # [BLOCK_M, BLOCK_N]
     b_weights = mask.applied(
         b_weights,
@@ -73,7 +74,7 @@ def add_query_gradient(
         False,
         BRANCH,
     )
-    b_grad_weights = tiles.over_channels(b_grad_out, b_value, PRECISION)  # [BLOCK_M, BLOCK_N]
+    b_grad_weights = tiles.over_channels(b_grad_out, b_value, PRECISION, APART)  # [BLOCK_M, BLOCK_N]
     b_grad_logits = b_weights * (b_grad_weights - b_delta[:, None])  # [BLOCK_M, BLOCK_N]
     return tiles.add_product(b_grad_query, b_grad_logits, b_key, PRECISION)
 
@@ -100,11 +101,12 @@ def add_key_gradients(
     rows_k,
     scale_log2,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
 ):
     """(dK / scale, dV) of a key tile plus what a query tile adds."""
-    b_logits = tiles.over_channels(b_key, b_query, PRECISION)  # [BLOCK_N, BLOCK_M]
+    b_logits = tiles.over_channels(b_key, b_query, PRECISION, APART)  # [BLOCK_N, BLOCK_M]
     b_weights = tl.exp2(b_logits * scale_log2 - b_lse[None, :])  # [BLOCK_N, BLOCK_M]
     b_weights = mask.applied(
         b_weights,
@@ -124,7 +126,7 @@ def add_key_gradients(
         BRANCH,
     )
     b_grad_value = tiles.add_product(b_grad_value, b_weights, b_grad_out, PRECISION)  # [BLOCK_N, HEAD_DIM]
-    b_grad_weights = tiles.over_channels(b_value, b_grad_out, PRECISION)  # [BLOCK_N, BLOCK_M]
+    b_grad_weights = tiles.over_channels(b_value, b_grad_out, PRECISION, APART)  # [BLOCK_N, BLOCK_M]
     b_grad_logits = b_weights * (b_grad_weights - b_delta[None, :])  # [BLOCK_N, BLOCK_M]
     b_grad_key = tiles.add_product(b_grad_key, b_grad_logits, b_query, PRECISION)  # [BLOCK_N, HEAD_DIM]
     return b_grad_key, b_grad_value

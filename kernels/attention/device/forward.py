@@ -40,6 +40,7 @@ def softmax_step(
     PART_2: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     ROPE: tl.constexpr,
     BRANCH: tl.constexpr,
@@ -53,7 +54,7 @@ def softmax_step(
     p_v = p_value + start * (stride_value.to(tl.int64) * tiles.OCTET)
     b_key = tiles.load(p_k, o_n, m_n, stride_key, HEAD_DIM, PART_0, PART_1, PART_2)  # [BLOCK_N, HEAD_DIM]
     b_key = rotary.rotated(b_key, p_cos, p_sin, o_key, m_n, HEAD_DIM, False, ROPE)
-    b_logits = tiles.over_channels(b_query, b_key, PRECISION)  # [BLOCK_M, BLOCK_N]
+    b_logits = tiles.over_channels(b_query, b_key, PRECISION, APART)  # [BLOCK_M, BLOCK_N]
     b_logits = mask.applied(
         b_logits,
         float("-inf"),
@@ -129,6 +130,7 @@ def attention_forward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     ROPE: tl.constexpr,
     BRANCH: tl.constexpr,
@@ -178,7 +180,7 @@ def attention_forward_kernel(
         b_max, b_sum, b_acc = softmax_step(
             b_query, b_max, b_sum, b_acc, p_k, p_v, stride_key_token, stride_value_token, p_cos_k, p_sin_k,
             lists, numbers, plan, i_key, first_query, o_query, rows_k, scale_log2,
-            HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_N, PRECISION, MASK, ROPE, BRANCH,
+            HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_N, PRECISION, APART, MASK, ROPE, BRANCH,
         )  # fmt: skip
     # A row that saw nothing has the sum 0 and the maximum -inf: its output is 0 and its log-sum-exp is -inf.
     b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)  # [BLOCK_M]

@@ -86,6 +86,7 @@ def attention_query_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
 ):
@@ -108,7 +109,7 @@ def attention_query_gradient_kernel(
             p_query, p_key, p_value, p_grad_out, None, p_lse, p_delta, p_grad_query, None, None, None, None,
             strides_query, strides_key, strides_value, strides_grad, lists, numbers, i_sample, i_head, first_query,
             heads_q, group, length_q, sample_q, first_q, rows_q, first_k, rows_k, scale, scale_log2, HEAD_DIM,
-            PART_0, PART_1, PART_2, BLOCK_M, BLOCK_N, PRECISION, MASK, BRANCH, False, False,
+            PART_0, PART_1, PART_2, BLOCK_M, BLOCK_N, PRECISION, APART, MASK, BRANCH, False, False,
         )  # fmt: skip
 
 
@@ -160,6 +161,7 @@ def attention_key_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
 ):
@@ -181,5 +183,5 @@ def attention_key_gradient_kernel(
             p_query, p_key, p_value, p_grad_out, p_lse, p_delta, p_grad_key, p_grad_value, None, None, None, None,
             strides_query, strides_key, strides_value, strides_grad, lists, numbers, i_sample, i_head_k, first_key,
             heads_q, group, length_q, sample_q, sample_k, first_q, rows_q, first_k, rows_k, scale, scale_log2,
-            HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, BLOCK_N, PRECISION, MASK, BRANCH, False,
+            HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, BLOCK_N, PRECISION, APART, MASK, BRANCH, False,
         )  # fmt: skip

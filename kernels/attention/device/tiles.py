@@ -124,11 +124,21 @@ def row_sums(b_left, b_right):
 
 
 @triton.jit
-def over_channels(b_left, b_right, PRECISION: tl.constexpr):
-    """left @ right^T, [ROWS of left, ROWS of right]."""
+def over_channels(b_left, b_right, PRECISION: tl.constexpr, APART: tl.constexpr):
+    """left @ right^T, [ROWS of left, ROWS of right].
+
+    APART: the parts' products are formed each for itself and summed in registers; else one product adds to the other.
+    Where sums stand in tensor memory (sm_100) Triton would take the first product from there through registers back,
+    and wait for it in between, before the second begins; apart, all are under way before any is waited for.
+    """
     b_product = tl.dot(b_left[0], tl.trans(b_right[0]), input_precision=PRECISION)
     for i in tl.static_range(1, len(b_left)):
-        b_product = tl.dot(b_left[i], tl.trans(b_right[i]), b_product, input_precision=PRECISION)
+        if APART:
+            b_part = tl.dot(b_left[i], tl.trans(b_right[i]), input_precision=PRECISION)
+            # Of product + sum Triton makes the other form again; ptxas makes an addition of this.
+            b_product = tl.fma(b_part, 1.0, b_product)
+        else:
+            b_product = tl.dot(b_left[i], tl.trans(b_right[i]), b_product, input_precision=PRECISION)
     return b_product
 
 

@@ -47,6 +47,7 @@ def query_gradients(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
     ROPE: tl.constexpr,
@@ -92,7 +93,7 @@ def query_gradients(
         b_grad_query = backward.add_query_gradient(
             b_grad_query, b_query, b_grad_out, b_lse, b_delta, b_key, b_value,
             lists, numbers, plan, i_tile, place, first_query, start, o_query, o_key, rows_k, scale_log2, PRECISION,
-            MASK, BRANCH,
+            APART, MASK, BRANCH,
         )  # fmt: skip
     b_grad_query = tiles.scaled(b_grad_query, scale)
     b_grad_query = rotary.rotated(b_grad_query, p_cos_q, p_sin_q, o_query, m_query, HEAD_DIM, True, ROPE)
@@ -135,6 +136,7 @@ def key_gradient_step(
     PART_2: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
     ROPE: tl.constexpr,
@@ -155,8 +157,8 @@ def key_gradient_step(
     b_delta = tl.load(p_delta + statistics + o_m, mask=m_query, other=0.0)  # [BLOCK_M]
     return backward.add_key_gradients(
         b_grad_key, b_grad_value, b_key, b_value, b_query, b_grad_out, b_lse, b_delta,
-        lists, numbers, plan, i_tile, place, start, first_key, o_query, o_key, rows_k, scale_log2, PRECISION, MASK,
-        BRANCH,
+        lists, numbers, plan, i_tile, place, start, first_key, o_query, o_key, rows_k, scale_log2, PRECISION, APART,
+        MASK, BRANCH,
     )  # fmt: skip
 
 
@@ -201,6 +203,7 @@ def key_gradients(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
     ROPE: tl.constexpr,
@@ -218,18 +221,21 @@ def key_gradients(
     b_grad_key = tiles.zeros(BLOCK_N, PART_0, PART_1, PART_2)  # [BLOCK_N, HEAD_DIM]
     b_grad_value = tiles.zeros(BLOCK_N, PART_0, PART_1, PART_2)  # [BLOCK_N, HEAD_DIM]
     if MASK == mask.PREFIX:
-        # The same tiles for every head of the group: one loop, which saves registers.
+        # The same tiles for every head of the group: one loop, which saves registers, and counts instead of dividing.
         plan = mask.query_plan(
             lists, numbers, i_sample, i_head_k, first_key, rows_q, rows_k, BLOCK_M, BLOCK_N, MASK
         )
-        count = plan[1] - plan[0]
-        for i_step in range(group * count):
+        i_tile, i_head = plan[0], i_head_k * group
+        for _ in range(group * (plan[1] - plan[0])):
             b_grad_key, b_grad_value = key_gradient_step(
                 b_grad_key, b_grad_value, b_key, b_value, p_query, p_grad_out, p_lse, p_delta, p_cos_q, p_sin_q,
-                strides_query, strides_grad, lists, numbers, plan, plan[0] + i_step % count, i_sample,
-                i_head_k * group + i_step // count, heads_q, length_q, sample_q, first_q, rows_q, rows_k, first_key,
-                o_key, scale_log2, HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, PRECISION, MASK, BRANCH, ROPE,
+                strides_query, strides_grad, lists, numbers, plan, i_tile, i_sample,
+                i_head, heads_q, length_q, sample_q, first_q, rows_q, rows_k, first_key,
+                o_key, scale_log2, HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, PRECISION, APART, MASK, BRANCH, ROPE,
             )  # fmt: skip
+            is_last = i_tile == plan[1] - 1
+            i_tile = tl.where(is_last, plan[0], i_tile + 1)
+            i_head += is_last.to(tl.int32)
     else:
         for i_head in range(i_head_k * group, i_head_k * group + group):
             plan = mask.query_plan(
@@ -240,7 +246,7 @@ def key_gradients(
                     b_grad_key, b_grad_value, b_key, b_value, p_query, p_grad_out, p_lse, p_delta, p_cos_q, p_sin_q,
                     strides_query, strides_grad, lists, numbers, plan, i_tile, i_sample,
                     i_head, heads_q, length_q, sample_q, first_q, rows_q, rows_k, first_key, o_key,
-                    scale_log2, HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, PRECISION, MASK, BRANCH, ROPE,
+                    scale_log2, HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, PRECISION, APART, MASK, BRANCH, ROPE,
                 )  # fmt: skip
     heads_k = heads_q // group
     stride_out = heads_k * (HEAD_DIM // tiles.OCTET)

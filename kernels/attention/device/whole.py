@@ -68,6 +68,7 @@ def attention_whole_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
+    APART: tl.constexpr,
     MASK: tl.constexpr,
     BRANCH: tl.constexpr,
     OWN_M: tl.constexpr,
@@ -99,7 +100,7 @@ def attention_whole_gradient_kernel(
             p_sin_k, strides_query, strides_key, strides_value, strides_grad, lists, numbers, i_sample,
             i_head_k * group + i_step // tiles_q, i_step % tiles_q * OWN_M, heads_q, group, length_q, sample_q,
             first_q, rows_q, first_k, rows_k, scale, scale_log2, HEAD_DIM,
-            PART_0, PART_1, PART_2, OWN_M, BLOCK_N, PRECISION, MASK, BRANCH, ROPE, True,
+            PART_0, PART_1, PART_2, OWN_M, BLOCK_N, PRECISION, APART, MASK, BRANCH, ROPE, True,
         )  # fmt: skip
     # The second walk reads what other threads of this program wrote of delta.
     tl.debug_barrier()
@@ -108,5 +109,5 @@ def attention_whole_gradient_kernel(
             p_query, p_key, p_value, p_grad_out, p_lse, p_delta, p_grad_key, p_grad_value, p_cos_q, p_sin_q, p_cos_k,
             p_sin_k, strides_query, strides_key, strides_value, strides_grad, lists, numbers, i_sample, i_head_k,
             first_key, heads_q, group, length_q, sample_q, sample_k, first_q, rows_q, first_k, rows_k, scale,
-            scale_log2, HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, OWN_N, PRECISION, MASK, BRANCH, ROPE,
+            scale_log2, HEAD_DIM, PART_0, PART_1, PART_2, BLOCK_M, OWN_N, PRECISION, APART, MASK, BRANCH, ROPE,
         )  # fmt: skip
