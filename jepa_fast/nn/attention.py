@@ -1,5 +1,6 @@
 """Multi-head self-attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -55,10 +56,9 @@ class Attention(FusedModule):
             return self.proj(out.flatten(-2))
         batch, tokens, dim = x.shape
         num_queries = tokens if num_queries is None else num_queries
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         if x.device.type == "cpu" and self.fused.attention:
-            query, key, value = qkv.unbind(-3)
-            return self.proj(masked_attention(query[:, tokens - num_queries :], key, value).flatten(-2))
+            return self.proj(masked_attention(*self._projections(x, num_queries)).flatten(-2))
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, N, head_dim]
         query = query[:, :, tokens - num_queries :]
         if x.device.type == "cpu":
@@ -68,3 +68,12 @@ class Attention(FusedModule):
         else:
             out = F.scaled_dot_product_attention(query, key, value)
         return self.proj(out.transpose(1, 2).reshape(batch, num_queries, dim))
+
+    def _projections(self, x: Tensor, num_queries: int) -> Sequence[Tensor]:
+        """Queries of the last tokens, keys and values of all, `[B, N, heads, head_dim]`."""
+        tokens, dim = x.shape[1:]
+        if num_queries == tokens:
+            return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        query = self.qkv(x[:, tokens - num_queries :], (0, dim)).unflatten(-1, (self.num_heads, -1))
+        key_value = self.qkv(x, (dim, 3 * dim)).unflatten(-1, (2, self.num_heads, -1))
+        return query, *key_value.unbind(-3)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jepa_fast.kernels.layer_norm.api import add_layer_norm, layer_norm
 from jepa_fast.kernels.runtime.derivative import differentiable_once
-from jepa_fast.kernels.runtime.products import cast_parameter, linear, multiply, weight_gradient
+from jepa_fast.kernels.runtime.products import cast_parameter, linear, linear_gradients
 
 from .fused import FusedModule
 
@@ -30,20 +30,31 @@ class _Linear(torch.autograd.Function):
     """`x [..., K]` in the compute dtype, parameters in theirs; the gradients have the same two dtypes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, ours: bool) -> Tensor:
-        ctx.dtype, ctx.ours = weight.dtype, ours
-        weight = cast_parameter(weight, x.dtype)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rows: tuple[int, int], ours: bool
+    ) -> Tensor:
+        ctx.dtype, ctx.rows, ctx.of, ctx.ours = weight.dtype, rows, len(weight), ours
+        weight, bias = (cast_parameter(p, x.dtype)[rows[0] : rows[1]] for p in (weight, bias))
         ctx.save_for_backward(x, weight)
-        return linear(x, weight, cast_parameter(bias, x.dtype), ours=ours)
+        return linear(x, weight, bias, ours=ours)
 
     @staticmethod
     @differentiable_once("Linear")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = multiply(grad, weight, ours=ctx.ours) if ctx.needs_input_grad[0] else None
-        grad = grad.flatten(0, -2)
-        grad_weight = weight_gradient(grad, x.flatten(0, -2), ours=ctx.ours)
-        return grad_x, grad_weight.to(ctx.dtype), grad.sum(0).to(ctx.dtype), None
+        rows, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        grads = linear_gradients(grad, rows, weight, wants_x=ctx.needs_input_grad[0], ours=ctx.ours)
+        of_parameters = (_among(g.to(ctx.dtype), ctx.rows, ctx.of) for g in grads[1:])
+        return None if grads.x is None else grads.x.view(x.shape), *of_parameters, None, None
+
+
+def _among(grad: Tensor, rows: tuple[int, int], count: int) -> Tensor:
+    """Zeros with these rows among them; the tensor itself if they are all."""
+    if rows == (0, count):
+        return grad
+    every = grad.new_zeros((count, *grad.shape[1:]))
+    every[rows[0] : rows[1]] = grad
+    return every
 
 
 class Linear(nn.Linear, FusedModule):
@@ -56,8 +67,10 @@ class Linear(nn.Linear, FusedModule):
         nn.init.trunc_normal_(self.weight, std=INIT_STD)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _Linear.apply(x.to(compute_dtype(x)), self.weight, self.bias, self.fused.linear)
+    def forward(self, x: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+        """rows: from and to which row of the weight, those features alone are computed; None is all of them."""
+        rows = (0, self.out_features) if rows is None else rows
+        return _Linear.apply(x.to(compute_dtype(x)), self.weight, self.bias, rows, self.fused.linear)
 
 
 class LayerNorm(nn.LayerNorm, FusedModule):

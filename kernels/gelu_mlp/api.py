@@ -9,7 +9,7 @@ from torch import Tensor
 from ..runtime import library
 from ..runtime.choice import Explanation, Operation
 from ..runtime.derivative import differentiable_once
-from ..runtime.products import cast_parameter, linear, multiply, weight_gradient
+from ..runtime.products import cast_parameter, linear, linear_gradients, multiply
 
 __all__ = ["gelu_mlp"]
 
@@ -93,20 +93,19 @@ class _GELUMLP(torch.autograd.Function):
         if after is None:
             work = multiply(grad, w2, ours=ours)
             grad_b1 = ctx.module.gelu_backward_(work, before, True)
-            grad_w2 = weight_gradient(grad, before, ours=ours)
+            second = linear_gradients(grad, before, w2, wants_x=False, ours=ours)
         else:
             work = after.flatten(0, -2)
-            grad_w2 = weight_gradient(grad, work, ours=ours)
-            multiply(grad, w2, out=work, ours=ours)
+            second = linear_gradients(grad, work, w2, out=work, ours=ours)
             grad_b1 = ctx.module.gelu_backward_(work, before, False)
-        grad_x = multiply(work, w1, ours=ours).view(shape) if needs_x else None
+        first = linear_gradients(work, x, w1, wants_x=needs_x, wants_bias=False, ours=ours)
         of_w1, of_b1, of_w2, of_b2 = ctx.dtypes
         return (
-            grad_x,
-            weight_gradient(work, x, ours=ours).to(of_w1),
+            None if first.x is None else first.x.view(shape),
+            first.weight.to(of_w1, memory_format=torch.contiguous_format),
             grad_b1.to(of_b1),
-            grad_w2.to(of_w2, memory_format=torch.contiguous_format),
-            grad.sum(0).to(of_b2),
+            second.weight.to(of_w2, memory_format=torch.contiguous_format),
+            None if second.bias is None else second.bias.to(of_b2),
             None,
             None,
         )

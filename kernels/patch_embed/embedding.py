@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..runtime import library
 from ..runtime.derivative import differentiable_once
-from ..runtime.products import multiply, weight_gradient
+from ..runtime.products import linear_gradients, multiply
 from ..token_routing.gathers import scatter
 from .operation import OPERATION, as_told
 from .source import Source, source_of
@@ -87,13 +87,19 @@ def _gradients(
     of_rows = of_weight = of_bias = of_position = None
     with as_told(pixels):
         upstream = flat.to(form.dtype)
-        if wanted[0]:
-            of_rows = multiply(upstream, weight.flatten(1).to(form.dtype))
-            of_rows = _by_token(of_rows, source, index, pixels.dtype, form.implementation)
+        matrix = weight.flatten(1).to(form.dtype)
         if wanted[1]:
             if rows is None:
                 rows = _rows_again(source, weight, index, form)
-            of_weight = weight_gradient(upstream, rows.flatten(0, 1)).to(weight.dtype).reshape(weight.shape)
+            flat_rows = rows.flatten(0, 1)
+            of_rows, of_weight, _ = linear_gradients(
+                upstream, flat_rows, matrix, wants_x=wanted[0], wants_bias=False
+            )
+            of_weight = of_weight.to(weight.dtype).reshape(weight.shape)
+        elif wanted[0]:
+            of_rows = multiply(upstream, matrix)
+        if of_rows is not None:
+            of_rows = _by_token(of_rows, source, index, pixels.dtype, form.implementation)
         if wanted[2]:
             of_bias = flat.sum(0, dtype=working)
         if wanted[3]:

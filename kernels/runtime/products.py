@@ -8,6 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,35 +36,72 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, ours: bool = True)
     return F.linear(x, weight, bias)
 
 
-def multiply(a: Tensor, b: Tensor, *, out: Tensor | None = None, ours: bool = True) -> Tensor:
-    """`a @ b` for tensors of one dtype, b of two dimensions. out: contiguous. ours: as in `linear`."""
+def multiply(a: Tensor, b: Tensor, *, ours: bool = True) -> Tensor:
+    """`a @ b` for matrices of one dtype. ours: as in `linear`."""
     if not ours or not _serves(a, b):
-        return torch.matmul(a, b) if out is None else torch.matmul(a, b, out=out)
-    if out is None:
-        out = a.new_empty((*a.shape[:-1], b.shape[1]))
-    _multiply(a.flatten(0, -2), b, None, out.flatten(0, -2))
+        return a @ b
+    out = a.new_empty(a.shape[0], b.shape[1])
+    _multiply(a, b, None, out)
     return out
 
 
-def weight_gradient(grad: Tensor, x: Tensor, *, ours: bool = True) -> Tensor:
-    """`grad.T @ x`, `[N, K]` from `[T, N]` and `[T, K]`. ours: as in `linear`."""
-    if ours and _serves(grad.t(), x):
-        return multiply(grad.t(), x)
+class Gradients(NamedTuple):
+    """Of a linear layer; None for what was not asked for. bias: in float32 or in the type of the others."""
+
+    x: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+
+
+def linear_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    wants_x: bool = True,
+    wants_bias: bool = True,
+    out: Tensor | None = None,
+    ours: bool = True,
+) -> Gradients:
+    """`grad @ weight`, `grad.T @ x` and `grad.sum(0)` for grad `[T, N]`, x `[T, K]` and weight `[N, K]` of one dtype.
+
+    out: contiguous `[T, K]` for the gradient of x, which is formed last: it may be x. ours: as in `linear`.
+    """
+    if ours and _serves(grad, weight):
+        grad, x, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (grad, x, weight))
+        if wants_x and out is None:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        of_bias = weight.new_empty(weight.shape[0], dtype=torch.float32) if wants_bias else None
+        threads = torch.get_num_threads()
+        native.function("linear_backward")(grad, x, weight, of_weight, of_bias, out, threads)
+        return Gradients(out, of_weight, of_bias)
     # For a product narrower than its operands are long, the wide operand is better the transposed one.
-    return (x.t() @ grad).t() if grad.shape[1] < x.shape[1] else grad.t() @ x
+    of_weight = (x.t() @ grad).t() if grad.shape[1] < x.shape[1] else grad.t() @ x
+    of_bias = grad.sum(0) if wants_bias else None
+    of_x = None
+    if wants_x:
+        of_x = grad @ weight if out is None else torch.mm(grad, weight, out=out)
+    return Gradients(of_x, of_weight, of_bias)
 
 
 def _serves(a: Tensor, b: Tensor) -> bool:
     """Whether `cpu_products.cpp` multiplies a, whose last dimension is summed over, with b."""
     return (
-        torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and not library.as_node(a, b)
+        _with_avx2_alone()
+        and a.is_cpu
         and a.dtype in _TYPES
         and a.dtype == b.dtype
         and a.numel() * b.numel() >= _FEWEST * a.shape[-1]
+        and not library.as_node(a, b)
         and os.environ.get(choice.ENVIRONMENT_VARIABLE) in (None, "", "auto", "native")
-        and not native.why_not(a.device)
     )
+
+
+@functools.cache
+def _with_avx2_alone() -> bool:
+    """Looked up once, as every product comes by here."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2" and not native.why_not(torch.device("cpu"))
 
 
 def _multiply(a: Tensor, b: Tensor, bias: Tensor | None, out: Tensor) -> None:

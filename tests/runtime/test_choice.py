@@ -7,7 +7,7 @@ import torch
 
 import jepa_fast
 from jepa_fast import ema_update_, explain, latent_prediction_loss
-from jepa_fast.kernels.runtime import choice, native, rooms, triton_support
+from jepa_fast.kernels.runtime import choice, native, products, rooms, triton_support
 from jepa_fast.kernels.runtime.choice import ENVIRONMENT_VARIABLE, Operation
 
 
@@ -27,10 +27,12 @@ def no_library(monkeypatch: pytest.MonkeyPatch):
     native._load.cache_clear()
     choice._able.cache_clear()
     native.function.cache_clear()
+    products._with_avx2_alone.cache_clear()
     yield
     native._load.cache_clear()
     choice._able.cache_clear()
     native.function.cache_clear()
+    products._with_avx2_alone.cache_clear()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Products of linear layers by `cpu_products.cpp` against float64, and when they are taken."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,7 +50,11 @@ def test_all_three_of_a_linear_layer(size: tuple[int, int, int], dtype: torch.dt
     assert_near(made, x.double() @ weight.double().t() + bias.double(), wide)
     assert_near(products.linear(x, weight, None), x.double() @ weight.double().t(), wide)
     assert_near(products.multiply(grad, weight), grad.double() @ weight.double(), out)
-    assert_near(products.weight_gradient(grad, x), grad.double().t() @ x.double(), tokens)
+    of_x, of_weight, of_bias = products.linear_gradients(grad, x, weight)
+    assert_near(of_x, grad.double() @ weight.double(), out)
+    assert_near(of_weight, grad.double().t() @ x.double(), tokens)
+    assert of_bias.dtype == torch.float32
+    assert_near(of_bias, grad.double().sum(0), tokens)
 
 
 @pytest.mark.native
@@ -68,13 +74,19 @@ def test_strides_and_leading_dimensions(dtype: torch.dtype) -> None:
 
 @pytest.mark.native
 def test_into_what_is_there_and_nothing_else() -> None:
+    """The gradient of x may take the place of x."""
     room = torch.full((10, 37), float("nan"))
-    a, b = drawn(8, 50, dtype=torch.float32), drawn(50, 37, dtype=torch.float32)
+    grad, weight, x = (drawn(*s, dtype=torch.float32) for s in ((8, 50), (50, 37), (8, 37)))
+    room[1:9] = x
     out = room[1:9]
-    assert products.multiply(a, b, out=out) is out
-    assert_near(out, a.double() @ b.double(), 50)
+    found = products.linear_gradients(grad, out, weight, wants_bias=False, out=out)
+    assert found.x is out
+    assert found.bias is None
+    assert_near(out, grad.double() @ weight.double(), 50)
+    assert_near(found.weight, grad.double().t() @ x.double(), 8)
     assert room[0].isnan().all()
     assert room[9].isnan().all()
+    assert products.linear_gradients(grad, x, weight, wants_x=False).x is None
 
 
 @pytest.mark.native
@@ -101,14 +113,21 @@ def test_the_same_bits_whatever_the_number_of_threads() -> None:
     assert torch.equal(made[0], made[2])
 
 
+@pytest.fixture
+def fresh_choice() -> Iterator[None]:
+    yield
+    products._with_avx2_alone.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_choice")
 def test_taken_with_avx2_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     x, weight = torch.zeros(64, 64), torch.zeros(64, 64)
-    for capability in ("AVX2", "AVX512", "DEFAULT"):
+    for capability in ("AVX512", "DEFAULT", "AVX2"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        products._with_avx2_alone.cache_clear()
         able = capability == "AVX2" and not native.why_not(x.device)
         assert products._serves(x, weight) == able
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not products._serves(x[:, :8], weight[:, :8])
     assert not products._serves(x.double(), weight.double())
     assert not products._serves(x, weight.bfloat16())
