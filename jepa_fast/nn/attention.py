@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_fast.kernels.attention.api import masked_attention
+from jepa_fast.kernels.attention.joint import parts_of
 from jepa_fast.kernels.attention.masks import Mask
 from jepa_fast.kernels.rope.positions import Rope3D
 
@@ -48,7 +49,7 @@ class Attention(FusedModule):
         """
         if layout is not None:
             qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-            query, key, value = qkv.unbind(-3)
+            query, key, value = parts_of(qkv)
             implementation = "auto" if self.fused.attention else "reference"
             out = masked_attention(
                 query, key, value, mask=layout.mask, rope=layout.rope, implementation=implementation
@@ -73,7 +74,7 @@ class Attention(FusedModule):
         """Queries of the last tokens, keys and values of all, `[B, N, heads, head_dim]`."""
         tokens, dim = x.shape[1:]
         if num_queries == tokens:
-            return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+            return parts_of(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)))
         query = self.qkv(x[:, tokens - num_queries :], (0, dim)).unflatten(-1, (self.num_heads, -1))
         key_value = self.qkv(x, (dim, 3 * dim)).unflatten(-1, (2, self.num_heads, -1))
-        return query, *key_value.unbind(-3)
+        return query, *parts_of(key_value)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..runtime import native
 from .call import Call
+from .joint import are_parts
 from .masks import BlockSparse
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,11 +33,25 @@ def forward(call: Call, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
 def backward(
     call: Call, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, grad_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value))
+    dq, dk, dv = _gradients(query, key, value)
     before = [_with_samples(x) for x in (query, key, value, out)]
     after = [_with_samples(x) for x in (grad_out, dq, dk, dv)]
     native.function("attention_backward")(*before, lse, *after, *_arguments(call))
     return dq, dk, dv
+
+
+def _gradients(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """Not filled. What lies side by side in one tensor has gradients that do, so that they need not be put together."""
+    if are_parts(query, key, value):
+        return _parts(3, query)
+    dq = torch.empty(query.shape, dtype=query.dtype)
+    if are_parts(key, value):
+        return dq, *_parts(2, key)
+    return dq, torch.empty(key.shape, dtype=key.dtype), torch.empty(value.shape, dtype=value.dtype)
+
+
+def _parts(count: int, like: Tensor) -> tuple[Tensor, ...]:
+    return torch.empty((*like.shape[:-2], count, *like.shape[-2:]), dtype=like.dtype).unbind(-3)
 
 
 def _with_samples(x: Tensor) -> Tensor:
