@@ -63,7 +63,7 @@ JEPA_FAST_KERNEL void widen(Type type, Rows from, int64_t offset, int64_t rows, 
 
 // As `widen`, but words of neighbouring bfloat16 values, target[0 .. rows)[0 .. width / 2); width is a multiple of 32.
 JEPA_FAST_KERNEL void to_words(Rows from, int64_t offset, int64_t rows, int64_t dim, Table rope, float factor,
-                                 float* target, int64_t width) {
+                               float* target, int64_t width) {
   const bfloat16* source = static_cast<bfloat16*>(from.data) + offset;
   const bool as_it_is = !rope.cosine && factor == 1.0f;
   for (int64_t r = 0; r < rows; ++r, source += from.token, target += width / 2)

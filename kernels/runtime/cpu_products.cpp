@@ -19,13 +19,16 @@ using namespace jepa_fast;
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
-constexpr int64_t kPanel = kBlockVectors * kLanes;       // columns
-constexpr int64_t kDepth = 4096 / kPanel;                // terms of a sum at a time: a panel of them takes 16 KB
-constexpr int64_t kRows = 32 * kBlockRows;               // of a task, at most
-constexpr int64_t kColumns = 256;                        // of a task, at most
-constexpr int64_t kTasks = 4;                            // for each thread, at least, where there are rows for them
-constexpr int64_t kMostParts = 64, kFewestSummed = 32;   // of rows that are summed
-constexpr int64_t kBlock = kBlockRows * kDepth + kLanes;  // a block of the left factor, and what its last store overruns
+constexpr int64_t kPanel = kBlockVectors * kLanes;  // columns
+constexpr int64_t kDepth = 4096 / kPanel;           // terms of a sum at a time: a panel of them takes 16 KB
+constexpr int64_t kRows = 32 * kBlockRows;          // of a task, at most
+constexpr int64_t kColumns = 256;                   // of a task, at most
+constexpr int64_t kTasks = 4;                       // for each thread, at least, where there are rows for them
+constexpr int64_t kAhead = 6;  // rows, which may be a page apart, where the CPU fetches none by itself
+// A block of rows of the left factor, and what its last store overruns.
+constexpr int64_t kBlock = kBlockRows * kDepth + kLanes;
+// Parts of the rows whose sums are formed apart: they depend on the shape alone, not on the number of threads.
+constexpr int64_t kMostParts = 64, kFewestSummed = 32;
 
 // rows x columns, one of whose strides is 1.
 struct Matrix {
@@ -93,7 +96,9 @@ JEPA_FAST_KERNEL void widen_left(const Matrix& a, int64_t row, int64_t rows, int
     if (a.column == 1) return widen_rows(source, a.row, rows, depth, target, kDepth, ceil_div(depth, kLanes) * kLanes);
     // A vector at a time where one can be read: what it writes past its block's row, the next row overwrites.
     static_assert(kLanes >= kBlockRows || kLanes == 4);
-    for (int64_t i = 0; i < depth; ++i, source += a.column)
+    for (int64_t i = 0; i < depth; ++i, source += a.column) {
+      for (int64_t r = 0; r < rows; r += kCacheLine / int64_t{sizeof(*source)})
+        __builtin_prefetch(source + kAhead * a.column + r);
       for (int64_t r = 0; r < rows; r += kBlockRows) {
         float* to = target + r / kBlockRows * kBlock + i * kBlockRows;
         const int64_t count = std::min(kBlockRows, rows - r);
@@ -104,6 +109,7 @@ JEPA_FAST_KERNEL void widen_left(const Matrix& a, int64_t row, int64_t rows, int
             store(to + j, load(source + r + j, std::min(kLanes, count - j)), std::min(kLanes, count - j));
         }
       }
+    }
   });
 }
 
@@ -153,8 +159,8 @@ JEPA_FAST_KERNEL void multiply_panels(int64_t rows, int64_t columns, int64_t dep
   for (int64_t i = 0; i < columns; i += kPanel)
     for (int64_t r = 0; r < rows; r += kBlockRows)
       multiply_columns<Float32Words, kBlockVectors>(
-          std::min(kBlockRows, rows - r), {a.data + r / kBlockRows * block, a.row, a.depth}, panels + i / kPanel * panel_stride,
-          kPanel, tile + r * kColumns + i, kColumns, depth, add);
+          std::min(kBlockRows, rows - r), {a.data + r / kBlockRows * block, a.row, a.depth},
+          panels + i / kPanel * panel_stride, kPanel, tile + r * kColumns + i, kColumns, depth, add);
 }
 
 void multiply_task(const Matrix& a, const float* panels, const void* bias, const Matrix& out, int64_t row,
@@ -176,7 +182,7 @@ void multiply_task(const Matrix& a, const float* panels, const void* bias, const
   narrow_tile(room.tile.data(), bias, out, row, rows, column, columns);
 }
 
-// out[d] = the sum of the rows of x, by parts that depend on the shape alone, not on the number of threads.
+// sums += rows [first, last) of x; sums: up to whole vectors.
 JEPA_FAST_KERNEL void add_rows(const Matrix& x, int64_t first, int64_t last, float* sums) {
   with_type(x.type, [&](auto type) __attribute__((always_inline)) {
     for (int64_t r = first; r < last; ++r) {
@@ -187,6 +193,7 @@ JEPA_FAST_KERNEL void add_rows(const Matrix& x, int64_t first, int64_t last, flo
   });
 }
 
+// out [columns] = the sum of the rows of x.
 void sum_rows(const Matrix& x, float* out, int64_t threads) {
   const int64_t height = std::max(kFewestSummed, ceil_div(x.rows, kMostParts)), parts = ceil_div(x.rows, height);
   const int64_t stride = ceil_div(x.columns, kLanes) * kLanes;
@@ -199,9 +206,7 @@ void sum_rows(const Matrix& x, float* out, int64_t threads) {
     for (int64_t d = 0; d < x.columns; ++d) out[d] += partial[i * stride + d];
 }
 
-// out = a b, plus bias [N] in every row if there is one. a [M, K] and b [K, N] are of one type and have a stride of 1
-// each, out [M, N] has contiguous rows, bias is contiguous and of its type. A sum's terms are taken in the same order
-// whatever the number of threads.
+// A sum's terms are taken in the same order whatever the number of threads.
 void multiply(Matrix left, Matrix right, const void* added, Matrix target, int64_t threads) {
   if (target.rows == 0 || target.columns == 0) return;
   if (!added && left.rows < right.columns) {  // what is packed passes through memory: the smaller one
@@ -211,8 +216,7 @@ void multiply(Matrix left, Matrix right, const void* added, Matrix target, int64
   const int64_t panels = ceil_div(right.columns, kPanel), across = ceil_div(right.columns, kColumns);
   // As many tasks for every thread; all rows for one run of columns, whose panels may still be in the cache, then the next.
   const int64_t parts = std::max(ceil_div(left.rows, kRows), ceil_div(kTasks * threads, across));
-  const int64_t rows =
-      ceil_div(ceil_div(left.rows, ceil_div(parts, threads) * threads), kBlockRows) * kBlockRows;
+  const int64_t rows = ceil_div(ceil_div(left.rows, ceil_div(parts, threads) * threads), kBlockRows) * kBlockRows;
   const int64_t down = ceil_div(left.rows, rows), tasks = down * across;
   static thread_local std::vector<float> packed;
   packed.resize(std::max<size_t>(packed.size(), panels * right.rows * kPanel));
@@ -230,6 +234,8 @@ void multiply(Matrix left, Matrix right, const void* added, Matrix target, int64
   }
 }
 
+// out = a b, plus bias [N] in every row if there is one. a [M, K] and b [K, N] are of one type and have a stride of 1
+// each, out [M, N] has contiguous rows, bias is contiguous and of its type.
 void product(TensorView a, TensorView b, Optional<TensorView> bias, TensorView out, int64_t threads) {
   multiply(Matrix(a), Matrix(b), bias.has_value() ? bias.value().data_ptr() : nullptr, Matrix(out), threads);
 }
