@@ -39,9 +39,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     kernels_hash: str
 
     @property
+    def processor(self) -> str:
+        """The CPU and the widest of its instruction sets, as generations may share a name."""
+        return f"{self.cpu} ({self.instruction_sets[-1]})" if self.instruction_sets else self.cpu
+
+    @property
     def short_name(self) -> str:
         """Words for a file name: the processor and its cores, or the GPU."""
-        words = self.gpu or f"{self.cpu} {self.cores} cores"
+        words = self.gpu or f"{self.processor} {self.cores} cores"
         return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", words.lower())).strip("-")
 
 

@@ -86,7 +86,7 @@ def section(path: Path, record: Record) -> str:
     machine = record.machine
     stale = "" if machine.kernels_hash == kernels_hash() else " **Stale: the kernels have changed since.**"
     on_gpu = machine.gpu and any(row.device.startswith("cuda") for row in record.rows)
-    place = machine.gpu if on_gpu else f"{machine.cpu}, {machine.threads} threads"
+    place = machine.gpu if on_gpu else f"{machine.processor}, {machine.threads} threads"
     title = (
         f"`{record.command}` on {place}, torch {machine.torch}, "
         f"{record.created:%Y-%m-%d} ([record]({path.as_posix()})).{stale}"

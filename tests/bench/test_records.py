@@ -67,12 +67,19 @@ def record() -> Record:
 
 def test_round_trip(tmp_path: Path) -> None:
     path = save_record(record(), tmp_path / "new" / "folder")
-    assert path.name == "intel-xeon-platinum-8488c-cpu-2-40ghz-2-cores-2026-11-20-123000.json"
+    assert path.name == "intel-xeon-platinum-8488c-cpu-2-40ghz-avx2-2-cores-2026-11-20-123000.json"
     assert load_record(path) == record()
 
 
 def test_a_gpu_names_the_file() -> None:
     assert machine(gpu="NVIDIA H200").short_name == "nvidia-h200"
+
+
+def test_generations_of_one_name_are_different_machines() -> None:
+    newer = machine(instruction_sets=["avx2", "avx512f"])
+    assert newer.processor == f"{newer.cpu} (avx512f)"
+    assert newer.short_name != machine().short_name
+    assert machine(instruction_sets=[]).processor == machine().cpu
 
 
 def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
