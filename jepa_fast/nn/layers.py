@@ -44,7 +44,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         rows, grad = x.flatten(0, -2), grad.flatten(0, -2)
         grads = linear_gradients(grad, rows, weight, wants_x=ctx.needs_input_grad[0], ours=ctx.ours)
-        of_parameters = (_among(g.to(ctx.dtype), ctx.rows, ctx.of) for g in grads[1:])
+        assert grads.bias is not None
+        of_parameters = (_among(g.to(ctx.dtype), ctx.rows, ctx.of) for g in (grads.weight, grads.bias))
         return None if grads.x is None else grads.x.view(x.shape), *of_parameters, None, None
 
 
