@@ -1,7 +1,7 @@
 """Matrix products of linear layers, without autograd, and the parameters that they read.
 
 PyTorch multiplies, but on CPUs with AVX2 and no more: there it takes bfloat16 and float16 at a tenth of the rate of
-float32, and float32 on AMD's at 0.7 of what the CPU can; `cpu_products.cpp` takes all three at 0.85 to 0.9 (Zen 2).
+float32, and float32 on AMD's at 0.7 of what the CPU can; `cpu_products.cpp` takes all three at 0.65 to 0.9 (Zen 2).
 """
 
 import functools
@@ -90,6 +90,7 @@ def _serves(a: Tensor, b: Tensor) -> bool:
     return (
         _with_avx2_alone()
         and a.is_cpu
+        and a.ndim > 1
         and a.dtype in _TYPES
         and a.dtype == b.dtype
         and a.numel() * b.numel() >= _FEWEST * a.shape[-1]

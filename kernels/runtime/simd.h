@@ -9,7 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(JEPA_FAST_LANES)  // for tests: another number than that of the instruction set
+#if defined(JEPA_FAST_LANES)  // set by a file, or for a check: another number than that of the instruction set
 #elif defined(__AVX512F__)
 #define JEPA_FAST_LANES 16
 #elif defined(__AVX2__)

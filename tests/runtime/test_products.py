@@ -113,6 +113,12 @@ def test_the_same_bits_whatever_the_number_of_threads() -> None:
     assert torch.equal(made[0], made[2])
 
 
+def test_a_single_vector_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    x, weight, bias = torch.randn(512), torch.randn(512, 512), torch.randn(512)
+    torch.testing.assert_close(products.linear(x, weight, bias), weight @ x + bias)
+
+
 @pytest.fixture
 def fresh_choice() -> Iterator[None]:
     yield
@@ -129,6 +135,7 @@ def test_taken_with_avx2_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         able = capability == "AVX2" and not native.why_not(x.device)
         assert products._serves(x, weight) == able
     assert not products._serves(x[:, :8], weight[:, :8])
+    assert not products._serves(torch.zeros(1 << 16), torch.zeros(64, 1 << 16))
     assert not products._serves(x.double(), weight.double())
     assert not products._serves(x, weight.bfloat16())
     assert not products._serves(x.to("meta"), weight.to("meta"))
