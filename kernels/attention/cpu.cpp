@@ -1,5 +1,5 @@
 // Masked attention on the CPU, forward and backward; rotary positions are applied where rows are widened to float32.
-// bfloat16 is multiplied in pairs (product.h) where the CPU can. The maths and the tiling are in README.md; no score
+// bfloat16 is multiplied in pairs (product.h), or by AMX (amx.h), where the CPU can. The maths and the tiling are in README.md; no score
 // outlives its tile.
 
 #include <tvm/ffi/container/tensor.h>
@@ -25,7 +25,7 @@ struct Problem {
   Table rope_query, rope_key;
   double scale;
   Mask mask;
-  bool in_pairs;  // products of two bfloat16 values at a time
+  bool in_pairs;  // words are two bfloat16 values
 
   // dim, with zeros up to whole vectors
   int64_t width() const {
@@ -38,6 +38,12 @@ struct Problem {
   float query_factor() const { return static_cast<float>(in_pairs ? std::copysign(1.0, scale) : scale * kLog2E); }
   float score_factor() const { return in_pairs ? static_cast<float>(std::abs(scale) * kLog2E) : 1.0f; }
   float key_gradient_factor() const { return static_cast<float>(in_pairs ? std::abs(scale) : 1.0 / kLog2E); }
+  // Rows of a tile's buffers for so many queries: whole blocks of product.h, or whole sums of AMX.
+  int64_t padded(int64_t queries) const {
+    const int64_t step = mask.amx ? kAmxTerms : 2;
+    return (queries + step - 1) / step * step;
+  }
+  Products products() const { return mask.amx ? Products::kAmx : in_pairs ? Products::kPairs : Products::kFloat32; }
   int64_t group() const { return heads_q / heads_k; }
   int64_t sequences() const { return mask.kind == MaskKind::kVarlen ? mask.sequences : samples; }
 };
@@ -86,6 +92,17 @@ void head_row_pairs(const Problem& p, const std::vector<float>& rows, int64_t co
   to_row_pairs(rows.data(), count, p.width(), target.data());
 }
 
+// Rows of the gradient of keys or values, which AMX leaves in panels [panel][width][key].
+const float* head_gradient(const Problem& p, const std::vector<float>& sums, int64_t keys, int64_t panel,
+                           std::vector<float>& rows) {
+  if (!p.mask.amx) return sums.data();
+  const int64_t width = p.width();
+  rows.resize(std::max<int64_t>(rows.size(), keys * width));
+  for (int64_t key = 0; key < keys; key += panel)
+    transpose(sums.data() + key * width, panel, width, panel, rows.data() + key * width, width);
+  return rows.data();
+}
+
 void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, int64_t first_query, int64_t last_query,
                   int64_t tile, Rows out, float* lse, ForwardScratch& s) {
   const int64_t width = p.width(), panel = p.mask.panel(sequence.keys), keys = whole_panels(sequence.keys, panel);
@@ -95,18 +112,18 @@ void forward_item(const Problem& p, const Sequence& sequence, int64_t head_k, in
   auto& value_words = p.in_pairs ? s.rows : s.value_rows;
   head_rows(p, p.value, {}, 1.0f, sequence.sample, sequence.first_k, sequence.keys, head_k, keys, value_words);
   if (p.in_pairs) head_row_pairs(p, value_words, keys, s.value_rows);
-  s.score.resize((kTileQueries + 1) * kScoreStride);
-  s.out.resize((kTileQueries + 1) * width);
-  s.largest.resize(kTileQueries + 1);
-  s.sum.resize(kTileQueries + 1);
+  s.score.resize(kMostQueries * kScoreStride);
+  s.out.resize(kMostQueries * width);
+  s.largest.resize(kMostQueries);
+  s.sum.resize(kMostQueries);
   for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)
     for (int64_t first = first_query; first < last_query; first += tile) {
       const int64_t last = std::min(first + tile, last_query), count = last - first;
       s.visits.collect(p.mask, sequence.sample, head, first, last, sequence.keys, offset);
       const int64_t token = sequence.first_q + first;
-      const int64_t even = count + count % 2;
-      head_rows(p, p.query, p.rope_query, p.query_factor(), sequence.sample, token, count, head, even, s.query);
-      forward_tile(p.in_pairs, s.visits, count, panel, width, p.score_factor(), s.query.data(), s.key_panels.data(),
+      head_rows(p, p.query, p.rope_query, p.query_factor(), sequence.sample, token, count, head, p.padded(count),
+                s.query);
+      forward_tile(p.products(), s.visits, count, panel, width, p.score_factor(), s.query.data(), s.key_panels.data(),
                    s.value_rows.data(), s.score.data(), s.out.data(), s.largest.data(), s.sum.data());
       float* row_lse = lse + (sequence.sample * p.heads_q + head) * p.tokens_q + token;
       for (int64_t q = 0; q < count; ++q) {
@@ -124,14 +141,15 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
   const int64_t offset = p.mask.offset(sequence.queries, sequence.keys);
   const int64_t tile = p.mask.tile(sequence.queries);
   for (auto* buffer : {&s.grad_key, &s.grad_value}) buffer->resize(std::max<int64_t>(buffer->size(), keys * width));
-  for (auto* buffer : {&s.probability, &s.slope}) buffer->resize((kTileQueries + 1) * kPanel);
-  s.grad_query.resize((kTileQueries + 1) * width);
+  for (auto* buffer : {&s.probability, &s.slope}) buffer->resize(kMostQueries * kPanel);
+  s.grad_query.resize(kMostQueries * width);
   if (p.in_pairs) {
-    for (auto* buffer : {&s.query_pairs, &s.grad_out_pairs}) buffer->resize((kTileQueries + 1) * width / 2);
-    s.slope_columns.resize((kTileQueries + 1) * kPanel / 2);
+    for (auto* buffer : {&s.query_pairs, &s.grad_out_pairs}) buffer->resize(kMostQueries * width / 2);
+    s.slope_columns.resize(kMostQueries * kPanel / 2);
   }
-  for (auto* buffer : {&s.lse, &s.lse_rest}) buffer->resize(kTileQueries + 1);
-  s.delta.resize(kTileQueries + 1);
+  if (p.mask.amx)
+    for (auto* buffer : {&s.query_turned, &s.grad_out_turned}) buffer->resize(kMostQueries * width / 2);
+  for (auto* buffer : {&s.lse, &s.lse_rest, &s.delta}) buffer->resize(kMostQueries);
   const int64_t sample = sequence.sample, first_k = sequence.first_k;
   head_rows(p, p.value, {}, 1.0f, sample, first_k, sequence.keys, head_k, keys, s.key_rows);
   head_panels(p, s.key_rows, keys, panel, s.value_panels);
@@ -142,12 +160,12 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
   std::fill_n(s.grad_value.data(), keys * width, 0.0f);
   for (int64_t head = head_k * p.group(); head < (head_k + 1) * p.group(); ++head)
     for (int64_t first = 0; first < sequence.queries; first += tile) {
-      const int64_t last = std::min(first + tile, sequence.queries), count = last - first, even = count + count % 2;
+      const int64_t last = std::min(first + tile, sequence.queries), count = last - first, rows = p.padded(count);
       const int64_t token = sequence.first_q + first;
       s.visits.collect(p.mask, sample, head, first, last, sequence.keys, offset);
-      head_rows(p, p.query, p.rope_query, p.query_factor(), sample, token, count, head, even, s.query);
-      head_rows(p, grad_out, {}, 1.0f, sample, token, count, head, even, s.grad_out);
-      head_rows(p, out, {}, 1.0f, sample, token, count, head, even, s.out);
+      head_rows(p, p.query, p.rope_query, p.query_factor(), sample, token, count, head, rows, s.query);
+      head_rows(p, grad_out, {}, 1.0f, sample, token, count, head, rows, s.grad_out);
+      head_rows(p, out, {}, 1.0f, sample, token, count, head, rows, s.out);
       const float* row_lse = lse + (sample * p.heads_q + head) * p.tokens_q + token;
       // A query that sees nothing: everything minus infinity is no probability.
       for (int64_t q = 0; q < count; ++q) {
@@ -155,14 +173,15 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
         s.lse[q] = row_lse[q] == -kInfinity ? kInfinity : static_cast<float>(lse_2);
         s.lse_rest[q] = std::isfinite(row_lse[q]) ? static_cast<float>(lse_2 - s.lse[q]) : 0.0f;
       }
-      backward_tile(p.in_pairs, s.visits, count, panel, width, p.score_factor(), s);
+      backward_tile(p.products(), s.visits, count, panel, width, p.score_factor(), s);
       narrow(p.type, s.grad_query.data(), width, count, p.dim, p.rope_query.at(sample, token, p.dim), nullptr,
              static_cast<float>(p.scale), grad_query, grad_query.offset(sample, token, head));
     }
-  narrow(p.type, s.grad_key.data(), width, sequence.keys, p.dim, p.rope_key.at(sample, first_k, p.dim), nullptr,
-         p.key_gradient_factor(), grad_key, grad_key.offset(sample, first_k, head_k));
-  narrow(p.type, s.grad_value.data(), width, sequence.keys, p.dim, {}, nullptr, 1.0f, grad_value,
-         grad_value.offset(sample, first_k, head_k));
+  narrow(p.type, head_gradient(p, s.grad_key, keys, panel, s.turned), width, sequence.keys, p.dim,
+         p.rope_key.at(sample, first_k, p.dim), nullptr, p.key_gradient_factor(), grad_key,
+         grad_key.offset(sample, first_k, head_k));
+  narrow(p.type, head_gradient(p, s.grad_value, keys, panel, s.turned), width, sequence.keys, p.dim, {}, nullptr, 1.0f,
+         grad_value, grad_value.offset(sample, first_k, head_k));
 }
 
 Rows rows_of(TensorView tensor) {
@@ -213,6 +232,9 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
     mask.planes_heads = number_3;
     mask.blocks_q = (query.size(1) + mask.block_q - 1) / mask.block_q;
   }
+  const bool in_pairs = type_of(query) == kBFloat16 && cpu_has_bfloat16() &&
+                        std::isnormal(static_cast<float>(scale * kLog2E));
+  mask.amx = in_pairs && cpu_has_amx();
   return {type_of(query),
           query.size(0),
           query.size(1),
@@ -227,7 +249,7 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
           {floats(cos_k), floats(sin_k), rows_k},
           scale,
           mask,
-          type_of(query) == kBFloat16 && cpu_has_bfloat16() && std::isnormal(static_cast<float>(scale * kLog2E))};
+          in_pairs};
 }
 
 // query, key, value: [B, N, H, D] with a contiguous last dimension; packed tensors have B = 1. out like query and lse
@@ -246,14 +268,15 @@ void attention_forward(TensorView query, TensorView key, TensorView value, Tenso
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (query.numel() > kParallelFrom)
   {
     ForwardScratch scratch;
+    const AmxTiles tiles(p.mask.amx);
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < heads * splits; ++item) {
       const int64_t head = item / splits, split = item % splits;
       const Sequence sequence(p, head / p.heads_k);
       const int64_t tile = p.mask.tile(sequence.queries);
-      const int64_t tiles = (sequence.queries + tile - 1) / tile;
-      const int64_t first = tiles * split / splits * tile;
-      const int64_t last = std::min(tiles * (split + 1) / splits * tile, sequence.queries);
+      const int64_t count = (sequence.queries + tile - 1) / tile;
+      const int64_t first = count * split / splits * tile;
+      const int64_t last = std::min(count * (split + 1) / splits * tile, sequence.queries);
       if (first < last) forward_item(p, sequence, head % p.heads_k, first, last, tile, to, row_lse, scratch);
     }
   }
@@ -274,6 +297,7 @@ void attention_backward(TensorView query, TensorView key, TensorView value, Tens
 #pragma omp parallel num_threads(static_cast<int>(threads)) if (query.numel() > kParallelFrom)
   {
     BackwardScratch scratch;
+    const AmxTiles tiles(p.mask.amx);
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < p.sequences() * p.heads_k; ++item)
       backward_item(p, Sequence(p, item / p.heads_k), item % p.heads_k, from_out, from_grad, row_lse, to_query, to_key,

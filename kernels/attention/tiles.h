@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "amx.h"
 #include "product.h"
 #include "visits.h"
 
@@ -55,9 +56,12 @@ JEPA_FAST_INLINE void hide(const Visit& visit, int64_t queries, float* score, in
 }
 
 JEPA_FAST_INLINE float lane_max(vf32 value) {
-  float largest = value[0];
-  for (int i = 1; i < kLanes; ++i) largest = value[i] > largest ? value[i] : largest;
-  return largest;
+#pragma GCC unroll 4
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    const vf32 other = __builtin_shuffle(value, kLaneNumbers ^ distance);
+    value = select(other > value, other, value);
+  }
+  return value[0];
 }
 
 struct ForwardScratch {
@@ -83,15 +87,24 @@ JEPA_FAST_INLINE float soften_row(float* score, int64_t columns, float scale, fl
     store(score + i, p);
     total += p;
   }
-  const float rescale = before == -kInfinity ? 0.0f : std::exp2(before - reference);
+  const float rescale = before == -kInfinity ? 0.0f : before == now ? 1.0f : std::exp2(before - reference);
   sum = sum * rescale + lane_sum(total);
   return rescale;
 }
+
+// How a tile's operands are multiplied.
+enum class Products { kFloat32, kPairs, kAmx };
+
+struct AmxWords : BFloat16Words {};
+
+template <typename Words>
+constexpr bool kByAmx = std::is_same_v<Words, AmxWords>;
 
 // `multiply` for tiles of queries: with few of them, sums of sums of few terms.
 template <typename Words>
 JEPA_FAST_INLINE void multiply_queries(int64_t rows, int64_t columns, int64_t depth, Left a, const float* b,
                                        int64_t b_stride, float* c, int64_t c_stride, bool add) {
+  if constexpr (kByAmx<Words>) return amx_multiply(rows, columns, depth, a.data, a.row, b, b_stride, c, c_stride, add);
   const int64_t step = Words::kValues == 1 && rows <= kFewQueries ? kFewTerms : depth;
   for (int64_t k = 0; k < depth; k += step)
     multiply<Words>(rows, columns, std::min(step, depth - k), {a.data + k * a.depth, a.row, a.depth}, b + k * b_stride,
@@ -105,7 +118,8 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
                                       const float* query, const float* key_panels, const float* value_rows,
                                       float* score, float* out, float* largest, float* sum) {
   constexpr int64_t kValues = Words::kValues;
-  const int64_t rows = queries + queries % 2, depth = width / kValues;
+  constexpr int64_t kRowStep = kByAmx<Words> ? kAmxRows : 2, kKeyStep = kByAmx<Words> ? kAmxTerms : kLanes;
+  const int64_t rows = (queries + kRowStep - 1) / kRowStep * kRowStep, depth = width / kValues;
   std::fill(largest, largest + rows, -kInfinity);
   std::fill(sum, sum + rows, 0.0f);
   std::fill(out, out + rows * width, 0.0f);
@@ -116,7 +130,7 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
     int64_t columns = 0;
     for (int64_t i = chunk; i < end; ++i) {
       const Visit& visit = visits.list[i];
-      const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
+      const int64_t padded = (visit.keys + kKeyStep - 1) / kKeyStep * kKeyStep;
       multiply_queries<Words>(rows, padded, depth, {query, depth, 1}, key_panels + visit.first * depth, panel,
                               score + columns, kScoreStride, false);
       hide(visit, queries, score + columns, kScoreStride, padded);
@@ -135,7 +149,7 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
     columns = 0;
     for (int64_t i = chunk; i < end; ++i) {
       const Visit& visit = visits.list[i];
-      const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes;
+      const int64_t padded = (visit.keys + kKeyStep - 1) / kKeyStep * kKeyStep;
       multiply_queries<Words>(rows, width, padded / kValues, {score + columns / kValues, kScoreStride, 1},
                               value_rows + visit.first / kValues * width, width, out, width, true);
       columns += padded;
@@ -143,10 +157,13 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
   }
 }
 
-JEPA_FAST_KERNEL void forward_tile(bool in_pairs, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+JEPA_FAST_KERNEL void forward_tile(Products products, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
                                    float scale, const float* query, const float* key_panels, const float* value_rows,
                                    float* score, float* out, float* largest, float* sum) {
-  if (in_pairs)
+  if (products == Products::kAmx)
+    return forward_tile_of<AmxWords>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
+                                     largest, sum);
+  if (products == Products::kPairs)
     return forward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score,
                                           out, largest, sum);
   forward_tile_of<Float32Words>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
@@ -160,6 +177,8 @@ struct BackwardScratch {
   // Where words are pairs: those of neighbours in a column of query, grad_out and keys, whose own are of neighbours in
   // a row; and those of neighbours in a row of slope, whose own become those of a column.
   std::vector<float> query_pairs, grad_out_pairs, key_pairs, slope_columns;
+  // For AMX: these pairs [width][queries / 2]; and the gradients of keys and values, whose sums are [width][keys], in rows.
+  std::vector<float> query_turned, grad_out_turned, turned;
   Visits visits;
 };
 
@@ -168,7 +187,8 @@ template <typename Words>
 JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
                                        float scale, BackwardScratch& s) {
   constexpr int64_t kValues = Words::kValues;
-  const int64_t rows = queries + queries % 2, depth = width / kValues;
+  constexpr int64_t kStep = kByAmx<Words> ? kAmxTerms : 2, kKeyStep = kByAmx<Words> ? kAmxTerms : kLanes;
+  const int64_t rows = (queries + kStep - 1) / kStep * kStep, depth = width / kValues;
   float* probability = s.probability.data();
   float* slope = s.slope.data();
   std::fill_n(s.grad_query.data(), rows * width, 0.0f);
@@ -189,9 +209,13 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
     key_rows = s.key_pairs.data();
     slope_columns = s.slope_columns.data();
   }
+  if constexpr (kByAmx<Words>) {
+    transpose(query_rows, width, rows / 2, width, s.query_turned.data(), rows / 2);
+    transpose(grad_out_rows, width, rows / 2, width, s.grad_out_turned.data(), rows / 2);
+  }
   constexpr int64_t kStride = kPanel / kValues;  // of slope_columns
   for (const Visit& visit : visits.list) {
-    const int64_t padded = (visit.keys + kLanes - 1) / kLanes * kLanes, place = visit.first * width;
+    const int64_t padded = (visit.keys + kKeyStep - 1) / kKeyStep * kKeyStep, place = visit.first * width;
     multiply_queries<Words>(rows, padded, depth, {query, depth, 1}, s.key_panels.data() + visit.first * depth, panel,
                             probability, kPanel, false);
     hide(visit, queries, probability, kPanel, padded);
@@ -214,18 +238,26 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
       pair_rows(slope, kPanel, rows, padded, slope);
       pair_rows(probability, kPanel, rows, padded, probability);
     }
-    multiply<Words>(padded, width, rows / kValues, {probability, 1, kPanel}, grad_out_rows, width,
-                    s.grad_value.data() + place, width, true);
-    multiply<Words>(padded, width, rows / kValues, {slope, 1, kPanel}, query_rows, width,
-                    s.grad_key.data() + place, width, true);
+    if constexpr (kByAmx<Words>) {
+      amx_multiply(width, padded, rows / 2, s.grad_out_turned.data(), rows / 2, probability, kPanel,
+                   s.grad_value.data() + place, panel, true);
+      amx_multiply(width, padded, rows / 2, s.query_turned.data(), rows / 2, slope, kPanel, s.grad_key.data() + place,
+                   panel, true);
+    } else {
+      multiply<Words>(padded, width, rows / kValues, {probability, 1, kPanel}, grad_out_rows, width,
+                      s.grad_value.data() + place, width, true);
+      multiply<Words>(padded, width, rows / kValues, {slope, 1, kPanel}, query_rows, width, s.grad_key.data() + place,
+                      width, true);
+    }
     multiply_queries<Words>(rows, width, padded / kValues, {slope_columns, kStride, 1},
                             key_rows + visit.first / kValues * width, width, s.grad_query.data(), width, true);
   }
 }
 
-JEPA_FAST_KERNEL void backward_tile(bool in_pairs, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
+JEPA_FAST_KERNEL void backward_tile(Products products, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
                                     float scale, BackwardScratch& s) {
-  if (in_pairs) return backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
+  if (products == Products::kAmx) return backward_tile_of<AmxWords>(visits, queries, panel, width, scale, s);
+  if (products == Products::kPairs) return backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
   backward_tile_of<Float32Words>(visits, queries, panel, width, scale, s);
 }
 

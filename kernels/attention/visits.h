@@ -10,6 +10,8 @@ namespace jepa_fast {
 
 constexpr int64_t kPanel = 64;        // keys of a panel, at most: as many as bits of a word
 constexpr int64_t kTileQueries = 72;  // of a tile, at most: 12 blocks of product.h
+// AMX has sums of 32 terms: queries and keys are padded to as many. One tile of up to 96 queries, or several of 64.
+constexpr int64_t kAmxTerms = 32, kAmxQueries = 64, kMostQueries = 96;
 
 enum class MaskKind : int64_t { kNone, kVarlen, kBlockCausal, kBlockSparse };
 
@@ -22,11 +24,14 @@ struct Mask {
   const int32_t *full_offsets, *full_keys, *partial_offsets, *partial_keys;
   const uint32_t* partial_bits;
   int64_t block_q, block_k, planes_batch, planes_heads, blocks_q;
+  bool amx;
+
+  int64_t key_step() const { return amx ? kAmxTerms : kLanes; }
 
   // Keys of a panel. The only panel of a short sequence is no longer than it has to be.
   int64_t panel(int64_t keys) const {
     const int64_t whole = kind == MaskKind::kBlockSparse && block_k % kPanel ? 32 : kPanel;
-    return std::min(whole, std::max(keys + kLanes - 1, kLanes) / kLanes * kLanes);
+    return std::min(whole, std::max(keys + key_step() - 1, key_step()) / key_step() * key_step());
   }
 
   // Position among the keys of a sequence's first query.
@@ -42,7 +47,8 @@ struct Mask {
       return block_q / parts;
     }
     const int64_t whole = std::max<int64_t>(queries, 1);
-    const int64_t parts = (whole + kTileQueries - 1) / kTileQueries;
+    const int64_t most = !amx ? kTileQueries : whole <= kMostQueries ? kMostQueries : kAmxQueries;
+    const int64_t parts = (whole + most - 1) / most;
     const int64_t tile = (whole + parts - 1) / parts;
     return tile + tile % 2;
   }
