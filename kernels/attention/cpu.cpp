@@ -234,7 +234,10 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
   }
   const bool in_pairs = type_of(query) == kBFloat16 && cpu_has_bfloat16() &&
                         std::isnormal(static_cast<float>(scale * kLog2E));
-  mask.amx = in_pairs && cpu_has_amx();
+  // Up to 16 queries or keys in a sequence, on average, cost more than they gain when padded to whole tiles.
+  const int64_t sequences = mask.kind == MaskKind::kVarlen ? mask.sequences : query.size(0);
+  const int64_t tokens = query.size(0) * std::min(query.size(1), key.size(1));
+  mask.amx = in_pairs && tokens > kAmxRows * sequences && cpu_has_amx();
   return {type_of(query),
           query.size(0),
           query.size(1),
