@@ -1,6 +1,6 @@
 // Masked attention on the CPU, forward and backward; rotary positions are applied where rows are widened to float32.
-// bfloat16 is multiplied in pairs (product.h), or by AMX (amx.h), where the CPU can. The maths and the tiling are in README.md; no score
-// outlives its tile.
+// bfloat16 is multiplied in pairs (product.h), or by AMX (amx.h), where the CPU can. The maths and the tiling are in
+// README.md; no score outlives its tile.
 
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/error.h>
@@ -184,9 +184,7 @@ void backward_item(const Problem& p, const Sequence& sequence, int64_t head_k, R
          grad_value, grad_value.offset(sample, first_k, head_k));
 }
 
-Rows rows_of(TensorView tensor) {
-  return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
+Rows rows_of(TensorView tensor) { return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)}; }
 
 Type type_of(TensorView tensor) {
   const DLDataType type = tensor.dtype();
@@ -232,8 +230,8 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
     mask.planes_heads = number_3;
     mask.blocks_q = (query.size(1) + mask.block_q - 1) / mask.block_q;
   }
-  const bool in_pairs = type_of(query) == kBFloat16 && cpu_has_bfloat16() &&
-                        std::isnormal(static_cast<float>(scale * kLog2E));
+  const bool in_pairs =
+      type_of(query) == kBFloat16 && cpu_has_bfloat16() && std::isnormal(static_cast<float>(scale * kLog2E));
   // Up to 16 queries or keys in a sequence, on average, cost more than they gain when padded to whole tiles.
   const int64_t sequences = mask.kind == MaskKind::kVarlen ? mask.sequences : query.size(0);
   const int64_t tokens = query.size(0) * std::min(query.size(1), key.size(1));
@@ -257,11 +255,10 @@ Problem problem_of(TensorView query, TensorView key, TensorView value, double sc
 
 // query, key, value: [B, N, H, D] with a contiguous last dimension; packed tensors have B = 1. out like query and lse
 // [B, Hq, Nq] are contiguous. native.py has checked what api.py has not.
-void attention_forward(TensorView query, TensorView key, TensorView value, TensorView out, TensorView lse,
-                       double scale, Maybe cos_q, Maybe sin_q, int64_t rows_q, Maybe cos_k, Maybe sin_k,
-                       int64_t rows_k, int64_t kind, Maybe list_0, Maybe list_1, Maybe list_2, Maybe list_3,
-                       Maybe list_4, int64_t number_0, int64_t number_1, int64_t number_2, int64_t number_3,
-                       int64_t threads) {
+void attention_forward(TensorView query, TensorView key, TensorView value, TensorView out, TensorView lse, double scale,
+                       Maybe cos_q, Maybe sin_q, int64_t rows_q, Maybe cos_k, Maybe sin_k, int64_t rows_k, int64_t kind,
+                       Maybe list_0, Maybe list_1, Maybe list_2, Maybe list_3, Maybe list_4, int64_t number_0,
+                       int64_t number_1, int64_t number_2, int64_t number_3, int64_t threads) {
   const Problem p = problem_of(query, key, value, scale, cos_q, sin_q, rows_q, cos_k, sin_k, rows_k, kind, list_0,
                                list_1, list_2, list_3, list_4, number_0, number_1, number_2, number_3);
   const Rows to = rows_of(out);

@@ -157,9 +157,9 @@ JEPA_FAST_INLINE void forward_tile_of(const Visits& visits, int64_t queries, int
   }
 }
 
-JEPA_FAST_KERNEL void forward_tile(Products products, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                   float scale, const float* query, const float* key_panels, const float* value_rows,
-                                   float* score, float* out, float* largest, float* sum) {
+JEPA_FAST_KERNEL void forward_tile(Products products, const Visits& visits, int64_t queries, int64_t panel,
+                                   int64_t width, float scale, const float* query, const float* key_panels,
+                                   const float* value_rows, float* score, float* out, float* largest, float* sum) {
   if (products == Products::kAmx)
     return forward_tile_of<AmxWords>(visits, queries, panel, width, scale, query, key_panels, value_rows, score, out,
                                      largest, sum);
@@ -177,15 +177,16 @@ struct BackwardScratch {
   // Where words are pairs: those of neighbours in a column of query, grad_out and keys, whose own are of neighbours in
   // a row; and those of neighbours in a row of slope, whose own become those of a column.
   std::vector<float> query_pairs, grad_out_pairs, key_pairs, slope_columns;
-  // For AMX: these pairs [width][queries / 2]; and the gradients of keys and values, whose sums are [width][keys], in rows.
+  // For AMX: these pairs [width][queries / 2]; and the gradients of keys and values, whose sums are [width][keys], in
+  // rows.
   std::vector<float> query_turned, grad_out_turned, turned;
   Visits visits;
 };
 
 // Adds to grad_key and grad_value, writes grad_query; all but for their last factors.
 template <typename Words>
-JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                       float scale, BackwardScratch& s) {
+JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, int64_t panel, int64_t width, float scale,
+                                       BackwardScratch& s) {
   constexpr int64_t kValues = Words::kValues;
   constexpr int64_t kStep = kByAmx<Words> ? kAmxTerms : 2, kKeyStep = kByAmx<Words> ? kAmxTerms : kLanes;
   const int64_t rows = (queries + kStep - 1) / kStep * kStep, depth = width / kValues;
@@ -254,8 +255,8 @@ JEPA_FAST_INLINE void backward_tile_of(const Visits& visits, int64_t queries, in
   }
 }
 
-JEPA_FAST_KERNEL void backward_tile(Products products, const Visits& visits, int64_t queries, int64_t panel, int64_t width,
-                                    float scale, BackwardScratch& s) {
+JEPA_FAST_KERNEL void backward_tile(Products products, const Visits& visits, int64_t queries, int64_t panel,
+                                    int64_t width, float scale, BackwardScratch& s) {
   if (products == Products::kAmx) return backward_tile_of<AmxWords>(visits, queries, panel, width, scale, s);
   if (products == Products::kPairs) return backward_tile_of<BFloat16Words>(visits, queries, panel, width, scale, s);
   backward_tile_of<Float32Words>(visits, queries, panel, width, scale, s);

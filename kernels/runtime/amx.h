@@ -8,11 +8,11 @@
 #if defined(__AVX512F__) && defined(__linux__)
 #define JEPA_FAST_AMX
 #include <cpuid.h>
-#include <strings.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #endif
 
 namespace jepa_fast {
@@ -31,12 +31,14 @@ inline bool amx_is_granted() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// ONEDNN_MAX_CPU_ISA, which keeps PyTorch's own products from AMX, keeps these from it, too: asked every time, for tests.
+// ONEDNN_MAX_CPU_ISA, which keeps PyTorch's own products from AMX, keeps these from it, too: asked every time, for
+// tests.
 inline bool cpu_has_amx() {
   static const bool granted = amx_is_granted();
   if (!granted) return false;
   const char* most = std::getenv("ONEDNN_MAX_CPU_ISA");
-  return !most || strncasecmp(most, "avx", 3) != 0 || strcasestr(most, "amx") != nullptr;
+  const bool names_a_set = most && (strncasecmp(most, "sse", 3) == 0 || strncasecmp(most, "avx", 3) == 0);
+  return !names_a_set || strcasestr(most, "amx") != nullptr;
 }
 
 // Tiles of this thread, whole ones, as long as this lives. Other code's do not outlive it.
@@ -125,8 +127,8 @@ JEPA_FAST_INLINE void amx_multiply_columns(int64_t rows, int64_t depth, const fl
     amx_multiply_block<1, COLUMNS>(depth, a + r * a_stride, a_stride, b, b_stride, c + r * c_stride, c_stride, add);
 }
 
-// C[rows][columns] = A B or C + A B: as product.h's `multiply` with BFloat16Words, where A's words along the sum lie side
-// by side. All sizes are multiples of 16, depth in words. An AmxTiles lives.
+// C[rows][columns] = A B or C + A B: as product.h's `multiply` with BFloat16Words, where A's words along the sum lie
+// side by side. All sizes are multiples of 16, depth in words. An AmxTiles lives.
 JEPA_FAST_INLINE void amx_multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_stride,
                                    const float* b, int64_t b_stride, float* c, int64_t c_stride, bool add) {
   int64_t i = 0;
