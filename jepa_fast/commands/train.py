@@ -104,8 +104,12 @@ def _model_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, int]]
 def run(config: Train) -> int:
     """0 once trained. Raises UsageError, and what `jepa_fast.training.loop.train` raises."""
     try:
+        from jepa_fast.training.allocator import keep_freed_memory
         from jepa_fast.training.loop import TerminatedError, train
+        from jepa_fast.training.setup import choose_device
 
+        if choose_device(config.device).type == "cpu":
+            keep_freed_memory()
         result = train(config, step_factory=_eager_step() if config.engine == "eager" else None)
     except TerminatedError:
         return TERMINATED
