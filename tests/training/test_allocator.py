@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-PAGES = 4096  # of a tensor of 16 MB
+PAGES = 8192  # of eight tensors of 4 MB
 PROGRAM = """
 import resource, sys, torch
 from jepa_fast.training.allocator import keep_freed_memory
 
 def touch():
-    for size in (1 << 20, 1 << 22):
-        torch.ones(size)
+    tensors = [torch.ones(1 << 20) for _ in range(8)]
+    del tensors
 
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 for _ in range(10):
