@@ -7,14 +7,13 @@ import sys
 
 import pytest
 
-PAGES = 8192  # of eight tensors of 4 MB
+PAGES = 16384  # of a tensor of 64 MB
 PROGRAM = """
 import resource, sys, torch
 from jepa_fast.training.allocator import keep_freed_memory
 
 def touch():
-    tensors = [torch.ones(1 << 20) for _ in range(8)]
-    del tensors
+    torch.ones(1 << 24)  # larger than anything that glibc keeps by itself
 
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 for _ in range(10):
