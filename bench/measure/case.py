@@ -56,6 +56,8 @@ class Case:
     """One line of a suite. `build` makes the tensors on a device; --quick leaves out what is not `quick`.
 
     needs_cuda: too large for a processor, or about what only a GPU has; left out elsewhere.
+    by_products: its time is that of matrix products. --quick leaves it out where the machine has no fast ones of its
+    dtype, and it would take minutes.
     needs: a package that it is about, by the name that pip knows, too; left out and listed where that is missing.
     bytes, flops: what one call has to read and write, and its multiplications and additions, where they are known;
     the row then shows its share of the machine's measured copy and matrix product.
@@ -67,6 +69,7 @@ class Case:
     build: Callable[[torch.device], Trial]
     quick: bool = True
     needs_cuda: bool = False
+    by_products: bool = False
     needs: str = ""
     bytes: int | None = None
     flops: int | None = None

@@ -12,6 +12,7 @@ from jepa_fast.bench.measure.compare import Times, measure_alone
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 DTYPES = ("float32", "bfloat16")
+SLOW = 0.5  # of float32's rate: what a dtype without instructions of its own does not reach
 
 
 class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,11 @@ class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
         """Of the dtype that a row's work is done in; of several that a row names, the last is that of its inputs."""
         known = [name for name in self.matmul_tflops if name in dtype]
         return self.matmul_tflops[max(known, key=dtype.rindex)] if known else None
+
+    def is_slow(self, dtype: str) -> bool:
+        """Whether this machine takes much longer for products of the dtype that `matmul_of` finds than in float32."""
+        rate = self.matmul_of(dtype)
+        return rate is not None and rate < SLOW * self.matmul_tflops["float32"]
 
 
 def measure_ceilings(device: torch.device, budget_s: float = 0.4) -> Ceilings:

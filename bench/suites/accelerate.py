@@ -34,6 +34,7 @@ def cases() -> Iterator[Case]:
             dtype=dtype,
             build=partial(_vjepa2, dtype),
             quick=dtype == "bfloat16 autocast",
+            by_products=True,
             needs="transformers",
         )
     yield Case("optimize_", "lightly SIGReg fwd+bwd, N=2048 D=128 M=1024", "float32", _sigreg)

@@ -45,6 +45,7 @@ def _case(
         build=partial(_build, shape, dtype, recompute),
         quick=quick,
         needs_cuda=needs_cuda,
+        by_products=True,
     )
 
 

@@ -38,6 +38,7 @@ def cases() -> Iterator[Case]:
                 dtype=precision,
                 build=partial(_build, precision, number),
                 quick=last and precision == "bfloat16",
+                by_products=True,
             )
 
 

@@ -31,7 +31,14 @@ def cases() -> Iterator[Case]:
 
 def _case(precision: Precision, batch_size: int, *, quick: bool) -> Case:
     shape = f"{MODEL} B={batch_size}"
-    return Case("training step", shape, precision, partial(build, precision, batch_size), quick=quick)
+    return Case(
+        "training step",
+        shape,
+        precision,
+        partial(build, precision, batch_size),
+        quick=quick,
+        by_products=True,
+    )
 
 
 def build(precision: Precision, batch_size: int, device: torch.device) -> Trial:

@@ -95,6 +95,7 @@ def cases() -> Iterator[Case]:
                 build=partial(build, setting, precision),
                 # In float32 the systems are alike: products bound them.
                 quick=setting.quick and (precision == "bfloat16" or setting.system == "V-JEPA 2"),
+                by_products=True,
             )
     for precision in PRECISIONS:
         yield Case(
@@ -103,6 +104,7 @@ def cases() -> Iterator[Case]:
             dtype=precision,
             build=partial(build_ragged, RAGGED, precision),
             quick=False,
+            by_products=True,
         )
 
 

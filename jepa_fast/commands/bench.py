@@ -125,6 +125,15 @@ def run(config: Bench) -> int:
         f"suite {name}: {case.needs} is not installed; `pip install {case.needs}` adds it"
         for name, case in absent
     )
+    ceilings = measure_ceilings(device, CEILINGS_S) if chosen else None
+    if config.quick and ceilings is not None:
+        slow = [(name, case) for name, case in chosen if case.by_products and ceilings.is_slow(case.dtype)]
+        chosen = [one for one in chosen if one not in slow]
+        left_out += dict.fromkeys(
+            f"suite {name}, {case.dtype}: this machine multiplies it at less than half the rate of float32; "
+            "without --quick it runs"
+            for name, case in slow
+        )
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
     machine, load = fingerprint(), load_average()
@@ -148,7 +157,7 @@ def run(config: Bench) -> int:
         machine=machine,
         load_average=load,
         rows=[],
-        ceilings=measure_ceilings(device, CEILINGS_S) if chosen else None,
+        ceilings=ceilings,
         complete=False,
     )
     save = partial(save_record, record, config.results) if config.save else lambda: None

@@ -1,4 +1,4 @@
-"""bfloat16 by AMX, the matrix units of Intel's CPUs, and without them on such a CPU: lengths on all sides of its tiles."""
+"""bfloat16 by AMX, the matrix units of Intel's CPUs, and without it on them: lengths on all sides of its tiles."""
 
 from collections.abc import Callable
 from dataclasses import replace

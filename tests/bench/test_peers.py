@@ -174,6 +174,22 @@ def test_ceilings_are_measured_and_shares_are_of_them() -> None:
     assert timed.matmul_share == pytest.approx(1e-3 / found.matmul_tflops["float32"])
 
 
+def test_a_quick_run_leaves_out_products_that_would_take_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = Ceilings(device="cpu", copy_gbs=10.0, matmul_tflops={"float32": 0.2, "bfloat16": 0.01})
+    assert slow.is_slow("bfloat16 autocast")
+    assert not slow.is_slow("float32")
+    assert not slow.is_slow("int8")
+    monkeypatch.setattr("jepa_fast.bench.measure.ceilings.measure_ceilings", lambda *_: slow)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "gelu_mlp", "steps", "--quick", "--case", "*bfloat16"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for suite in ("gelu_mlp", "steps"):
+        assert f"suite {suite}, bfloat16: this machine multiplies it at less than half the rate" in shown
+
+
 def test_sets_pass_three_times_the_cache_and_graphs_outlast_their_launch() -> None:
     mebibyte = 2**20
     assert sets_needed(50 * mebibyte, 50 * mebibyte, 2**40) == 3
