@@ -38,9 +38,7 @@ def amx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.usefixtures("amx")
 @pytest.mark.parametrize("head_dim", [1, 24, 32, 64, 80, 104])
 @pytest.mark.parametrize("mask", ["none", "block_causal", "block_sparse"])
-def test_lengths(
-    draw: Callable[..., Any], hold: Callable[[Any, str], Any], mask: str, head_dim: int
-) -> None:
+def test_lengths(draw: Callable[..., Any], hold: Callable[[Any, str], Any], mask: str, head_dim: int) -> None:
     for number, lengths in enumerate(LENGTHS):
         if mask == "block_causal" and lengths[0] > lengths[1]:
             continue  # the drawn query offset is the difference of the lengths

@@ -69,3 +69,16 @@ def test_sums_stay_in_registers(library: str, instruction: str, vectors: int) ->
     assert products
     for loop in products:
         assert len([text for text in loop if STACK.match(text)]) <= FEW
+
+
+def test_tiles_are_loaded_once_for_two_products() -> None:
+    """AMX: two tiles of either factor give four products."""
+
+    def count(instruction: str, loop: list[str]) -> int:
+        return sum(text.startswith(instruction) for text in loop)
+
+    loops = [loop for loop in loops_of(native.LIBRARIES["AVX512"]) if count("tdpbf16ps", loop) == 4]
+    assert loops
+    for loop in loops:
+        assert count("tileloadd", loop) == 4
+        assert count("tilestored", loop) == 0

@@ -30,7 +30,11 @@ def run(argument: str, **settings: str) -> tuple[bool, int]:
     """Whether memory is kept, and page faults."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, argument], env=own | settings, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, argument],
+        env=own | settings,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     kept, faults = done.stdout.split()
     return kept == "1", int(faults)
