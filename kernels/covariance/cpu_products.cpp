@@ -1,5 +1,5 @@
-// Float32 matrix products of the covariance losses, for CPUs with AVX-512: the symmetric one, of which torch's would be
-// computed twice, and the plain one. The blocks are those of product.h; a panel of the right factor is packed, so that
+// Float32 matrix products of the covariance losses, for CPUs with AVX-512: the symmetric one, half of which torch would
+// compute twice, and the plain one. The blocks are those of product.h; a panel of the right factor is packed, so that
 // all the rows of the left one meet it in the cache.
 
 #include <tvm/ffi/container/tensor.h>
@@ -143,10 +143,21 @@ void covariance_add_square(TensorView x, TensorView out, int64_t threads) {
   });
 }
 
-bool covariance_has_products() { return kLanes == 16; }
+bool covariance_has_square() { return kLanes == 16; }
+
+// On Intel's CPUs MKL has faster code for the plain product than these blocks: 5.0 for 7.4 ms of 4096 x 512 x 512 (AMX
+// generation, two threads), 14.4 for 11.5 ms on AMD's.
+bool covariance_has_product() {
+#ifdef __AVX512F__
+  return !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
 
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_product, covariance_product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_add_square, covariance_add_square);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_has_products, covariance_has_products);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_has_square, covariance_has_square);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(covariance_has_product, covariance_has_product);

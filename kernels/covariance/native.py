@@ -26,9 +26,9 @@ def loss_and_gradients(views: Views, settings: Settings, gradients: bool, group:
 
 
 @functools.cache
-def _has_products() -> bool:
-    """Whether the CPU has the registers that cpu_products.cpp is written for."""
-    return bool(native.function("covariance_has_products")())
+def _has(product: str) -> bool:
+    """Whether the "square" or the "product" of cpu_products.cpp is faster than torch's on this CPU."""
+    return bool(native.function(f"covariance_has_{product}")())
 
 
 class _Passes:
@@ -67,13 +67,13 @@ class _Passes:
         return out
 
     def add_square(self, x: Tensor, out: Tensor) -> None:
-        if _has_products():
+        if _has("square"):
             native.function("covariance_add_square")(x, out, torch.get_num_threads())
         else:
             forms.add_square(x, out)
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        if _has_products():
+        if _has("product"):
             native.function("covariance_product")(a, b, out, torch.get_num_threads())
         else:
             torch.mm(a, b, out=out)
