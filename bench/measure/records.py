@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from jepa_fast.bench.measure.ceilings import Ceilings
 from jepa_fast.bench.measure.compare import Comparison, Times
-from jepa_fast.bench.measure.machine import Machine
+from jepa_fast.bench.measure.machine import Machine, kernels_hash
 from jepa_fast.bench.measure.statistics import Verdict
 from jepa_fast.bench.measure.telemetry import Telemetry
 
@@ -124,6 +124,11 @@ class Record(msgspec.Struct, kw_only=True):
     @property
     def file_name(self) -> str:
         return f"{self.machine.short_name}-{self.created:%Y-%m-%d-%H%M%S}.json"
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is of other kernel sources than those of this tree."""
+        return self.machine.kernels_hash != kernels_hash()
 
 
 class _Version(msgspec.Struct):

@@ -3,7 +3,8 @@ machine.
 
     python -m jepa_fast.bench.report.readme [--check] README.md
 
-replaces what stands between the two markers. A record whose hash is not that of the kernels in the tree is marked.
+replaces what stands between the two markers. Records of the kernels in the tree come first; the tables of others are
+marked and folded.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from jepa_fast.bench.measure import Record, Row, load_record
-from jepa_fast.bench.measure.machine import kernels_hash
 from jepa_fast.bench.report.columns import duration, memory
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -37,7 +37,8 @@ def update(readme: Path, results: Path = RESULTS, *, check: bool = False) -> boo
         raise ValueError(f"{readme}: expected the markers {BEGIN} and {END}")
     records = {path: load_record(path) for path in record_paths(results)}
     complete = {path: record for path, record in records.items() if record.complete}
-    tables = [section(path, record) for path, record in newest(complete).items()]
+    shown = sorted(newest(complete).items(), key=lambda item: item[1].stale)
+    tables = [section(path, record) for path, record in shown]
     if not tables:  # a mistyped folder must not cost the page its figures
         raise ValueError(f"--results: expected a folder with a complete record of figures, got {results}")
     found = before + "\n\n".join([begin, *tables, end]) + after
@@ -84,15 +85,18 @@ def newest(records: Mapping[Path, Record], *, with_all: bool = False) -> dict[Pa
 def section(path: Path, record: Record) -> str:
     """One record as a heading and a Markdown table."""
     machine = record.machine
-    stale = "" if machine.kernels_hash == kernels_hash() else " **Stale: the kernels have changed since.**"
     on_gpu = machine.gpu and any(row.device.startswith("cuda") for row in record.rows)
     place = machine.gpu if on_gpu else f"{machine.processor}, {machine.threads} threads"
     title = (
         f"`{record.command}` on {place}, torch {machine.torch}, "
-        f"{record.created:%Y-%m-%d} ([record]({path.as_posix()})).{stale}"
+        f"{record.created:%Y-%m-%d} ([record]({path.as_posix()}))."
     )
     rows = [line(row) for row in _chosen(record.rows)]
-    return "\n".join([title, "", cells(HEADINGS), cells(["---"] * len(HEADINGS)), *rows])
+    table = "\n".join([cells(HEADINGS), cells(["---"] * len(HEADINGS)), *rows])
+    if record.stale:
+        title += " **Stale: the kernels have changed since.**"
+        table = f"<details><summary>its figures</summary>\n\n{table}\n\n</details>"
+    return f"{title}\n\n{table}"
 
 
 def _chosen(rows: Sequence[Row]) -> list[Row]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jepa_fast.bench.measure import Record, Row
 from jepa_fast.bench.measure.ceilings import Ceilings
-from jepa_fast.bench.measure.machine import kernels_hash
 from jepa_fast.bench.report.columns import COLD_COLUMNS, COLUMNS, HOST_COLUMNS, Column, reasons, stacked
 from jepa_fast.bench.report.html import definitions, machine_facts, render
 from jepa_fast.bench.report.readme import newest
@@ -129,7 +128,7 @@ def _suite(name: str, path: Path, record: Record, rows: Sequence[Row], with_figu
     return Suite(
         name=name,
         record=path.name,
-        stale=record.machine.kernels_hash != kernels_hash(),
+        stale=record.stale,
         complete=record.complete,
         compared=compared,
         host=[row for row in rows if row.host_overhead_us is not None],

@@ -10,7 +10,7 @@ from jepa_fast.bench.measure import Record, Row, Times, fingerprint, save_record
 from jepa_fast.bench.report import readme
 
 
-def dated(day: int, *suites: str, cpu: str = "Some CPU") -> Record:
+def dated(day: int, *suites: str, cpu: str = "Some CPU", **machine: str) -> Record:
     """A record of that day with a measured and a failed row of every suite."""
     rows = []
     for suite in suites:
@@ -22,7 +22,7 @@ def dated(day: int, *suites: str, cpu: str = "Some CPU") -> Record:
     return Record(
         created=dt.datetime(2026, 11, day, tzinfo=dt.UTC),
         command="jepa-fast bench",
-        machine=replace(fingerprint(), cpu=cpu, gpu=None),
+        machine=replace(fingerprint(), cpu=cpu, gpu=None, **machine),
         load_average=None,
         rows=rows,
     )
@@ -48,6 +48,19 @@ def test_the_newest_row_of_every_suite_and_machine_is_shown(tmp_path: Path, resu
     shown = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| `")]
     assert shown == ["ema of day 1", "old of day 1", "ema of day 2", "new of day 2"]
     assert text.index("Another CPU") < text.index("Some CPU")
+
+
+def test_figures_of_other_sources_come_last_and_folded(tmp_path: Path) -> None:
+    for record in (dated(2, "ema", cpu="A CPU", kernels_hash="another"), dated(1, "ema", cpu="Some CPU")):
+        save_record(record, tmp_path / "results")
+    page = tmp_path / "README.md"
+    page.write_text(readme.BEGIN + readme.END)
+    readme.update(page, tmp_path / "results")
+    shown, folded = page.read_text().split("<details>")
+    assert "ema of day 1" in shown
+    assert shown.count("Stale") == 1
+    assert shown.index("on Some CPU") < shown.index("on A CPU") < shown.index("Stale")
+    assert "ema of day 2" in folded.partition("</details>")[0]
 
 
 def test_a_later_run_on_the_cpu_leaves_the_figures_of_the_gpu(tmp_path: Path) -> None:
