@@ -21,7 +21,7 @@ from jepa_fast.bench.report.columns import duration, memory
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 RESULTS = Path("bench/results")
 NO_RECORD = "codegen.json"  # the code-generation gate's, in the same folder
-MOST_ROWS = 6  # of each suite
+MOST_ROWS = 14  # of each suite: all systems, in both types
 HEADINGS = ("op", "shape", "dtype", "ours", "against", "theirs", "times faster [95 %]", "extra memory")
 
 
