@@ -102,9 +102,9 @@ class _GELUMLP(torch.autograd.Function):
         of_w1, of_b1, of_w2, of_b2 = ctx.dtypes
         return (
             None if first.x is None else first.x.view(shape),
-            first.weight.to(of_w1, memory_format=torch.contiguous_format),
+            first.weight.to(of_w1),
             grad_b1.to(of_b1),
-            second.weight.to(of_w2, memory_format=torch.contiguous_format),
+            second.weight.to(of_w2),
             None if second.bias is None else second.bias.to(of_b2),
             None,
             None,

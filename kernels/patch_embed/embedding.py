@@ -95,7 +95,7 @@ def _gradients(
             of_rows, of_weight, _ = linear_gradients(
                 upstream, flat_rows, matrix, wants_x=wanted[0], wants_bias=False
             )
-            of_weight = of_weight.to(weight.dtype).reshape(weight.shape)
+            of_weight = of_weight.to(weight.dtype).view(weight.shape)
         elif wanted[0]:
             of_rows = multiply(upstream, matrix)
         if of_rows is not None:

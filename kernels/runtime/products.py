@@ -46,7 +46,8 @@ def multiply(a: Tensor, b: Tensor, *, ours: bool = True) -> Tensor:
 
 
 class Gradients(NamedTuple):
-    """Of a linear layer; None for what was not asked for. bias: in float32 or in the type of the others."""
+    """Of a linear layer; None for what was not asked for. weight: contiguous. bias: in float32 or in the type of the
+    others."""
 
     x: Tensor | None
     weight: Tensor
@@ -77,7 +78,7 @@ def linear_gradients(
         native.function("linear_backward")(grad, x, weight, of_weight, of_bias, out, threads)
         return Gradients(out, of_weight, of_bias)
     # For a product narrower than its operands are long, the wide operand is better the transposed one.
-    of_weight = (x.t() @ grad).t() if grad.shape[1] < x.shape[1] else grad.t() @ x
+    of_weight = (x.t() @ grad).t().contiguous() if grad.shape[1] < x.shape[1] else grad.t() @ x
     of_bias = grad.sum(0) if wants_bias else None
     of_x = None
     if wants_x:

@@ -57,6 +57,15 @@ def test_all_three_of_a_linear_layer(size: tuple[int, int, int], dtype: torch.dt
     assert_near(of_bias, grad.double().sum(0), tokens)
 
 
+@pytest.mark.parametrize("ours", [pytest.param(True, marks=pytest.mark.native), False])
+@pytest.mark.parametrize(("wide", "out"), [(40, 24), (24, 40)])
+def test_gradients_are_contiguous_as_compilers_are_told(wide: int, out: int, ours: bool) -> None:
+    found = products.linear_gradients(
+        torch.randn(30, out), torch.randn(30, wide), torch.randn(out, wide), ours=ours
+    )
+    assert [x.is_contiguous() for x in found] == [True] * 3
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strides_and_leading_dimensions(dtype: torch.dtype) -> None:
