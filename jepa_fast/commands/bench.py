@@ -125,15 +125,6 @@ def run(config: Bench) -> int:
         f"suite {name}: {case.needs} is not installed; `pip install {case.needs}` adds it"
         for name, case in absent
     )
-    ceilings = measure_ceilings(device, CEILINGS_S) if chosen else None
-    if config.quick and ceilings is not None:
-        slow = [(name, case) for name, case in chosen if case.by_products and ceilings.is_slow(case.dtype)]
-        chosen = [one for one in chosen if one not in slow]
-        left_out += dict.fromkeys(
-            f"suite {name}, {case.dtype}: this machine multiplies it at less than half the rate of float32; "
-            "without --quick it runs"
-            for name, case in slow
-        )
     budget = config.budget or (BUDGET_S / 4 if config.quick else BUDGET_S)
     console = make_console()
     machine, load = fingerprint(), load_average()
@@ -150,6 +141,15 @@ def run(config: Bench) -> int:
     if not installed("scipy"):
         left_out.append(
             "scipy is not installed: intervals are resampled without it; `pip install scipy` adds it"
+        )
+    ceilings = measure_ceilings(device, CEILINGS_S) if chosen else None
+    if config.quick and ceilings is not None:
+        slow = [(name, case) for name, case in chosen if case.by_products and ceilings.is_slow(case.dtype)]
+        chosen = [one for one in chosen if one not in slow]
+        left_out += dict.fromkeys(
+            f"suite {name}, {case.dtype}: this machine multiplies it at less than half the rate of float32; "
+            "without --quick it runs"
+            for name, case in slow
         )
     record = Record(
         created=dt.datetime.now(dt.UTC),
